@@ -1,0 +1,62 @@
+"""Numbers and words that appear on the wire: error codes, finish reasons, sequence states. Append-only; imports nothing of ours."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ErrorCode(IntEnum):
+    """One per error class in `llmos.errors`. Never renumbered."""
+
+    INTERNAL = 1
+    INVALID_REQUEST = 2
+    CONTEXT_TOO_LONG = 3
+    NOT_FOUND = 4
+    PERMISSION = 5
+    OVERLOADED = 6
+    UNAVAILABLE = 7
+    NOT_RUNNING = 8
+    SEQUENCE_FAILED = 9
+    PROTOCOL = 10
+    VERSION_MISMATCH = 11
+    CONFIG = 12
+    MODEL = 13
+    TIMEOUT = 14
+
+
+class FinishReason(IntEnum):
+    """Why a sequence ended. Every accepted sequence gets exactly one."""
+
+    STOP = 1  # stop token, end-of-sequence token or stop string
+    LENGTH = 2  # max_tokens or the model's context length
+    CANCELLED = 3  # its client left or cancelled
+    KILLED = 4  # `kill` by its owner or an administrator
+    EXECUTOR_LOST = 5  # the executor died and no replacement came
+    NUMERICAL_ERROR = 6  # NaN or Inf logits for this row
+    SHUTDOWN = 7  # the daemon stopped before the sequence ended
+    TOKENIZER_FAILED = 8  # text could not be decoded
+
+    @property
+    def is_failure(self) -> bool:
+        """True if the caller did not ask for this ending."""
+        return self in (self.EXECUTOR_LOST, self.NUMERICAL_ERROR, self.SHUTDOWN, self.TOKENIZER_FAILED)
+
+
+class SeqState(IntEnum):
+    """Life of a sequence; the transition table is in `llmos.microkernel.sequence`."""
+
+    WAITING = 1  # admitted to the run queue, holds no row
+    RUNNING = 2  # holds a row and pages
+    PREEMPTED = 3  # lost row and pages, will be recomputed; waits again
+    FINISHED = 4
+
+
+class ServiceState(IntEnum):
+    """Life of a child process; the transition table is in `llmos.supervisor.states`."""
+
+    STOPPED = 1
+    STARTING = 2
+    RUNNING = 3
+    BACKOFF = 4
+    STOPPING = 5
+    FATAL = 6

@@ -1,0 +1,66 @@
+"""Effects of the microkernel: messages to peers, with all tokens of one event gathered into one batch per gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llmos.microkernel.scheduler import Commit
+from llmos.protocol.messages import Message, SeqEnd, SeqTokens, TokenEntry, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Deliver `message` to `peer`."""
+
+    peer: int
+    message: Message
+
+
+@dataclass(slots=True)
+class _Batch:
+    entries: list[TokenEntry] = field(default_factory=list)
+    ends: list[SeqEnd] = field(default_factory=list)
+
+
+class Outbox:
+    """Collects effects until `drain`. A sequence's tokens always precede its end."""
+
+    def __init__(self) -> None:
+        self._sends: list[Send] = []
+        self._batches: dict[int, _Batch] = {}
+
+    def send(self, peer: int, message: Message) -> None:
+        self._sends.append(Send(peer, message))
+
+    def token(self, commit: Commit, logprobs: TokenLogprobs | None) -> None:
+        seq = commit.seq
+        entry = TokenEntry(
+            seq.rid, commit.position - seq.prompt_len, (commit.token,), (logprobs,) if logprobs else None
+        )
+        self._batch(seq.gateway).entries.append(entry)
+
+    def end(self, peer: int, end: SeqEnd) -> None:
+        self._batch(peer).ends.append(end)
+
+    def forget(self, peer: int) -> None:
+        """Nothing more for a peer that is gone."""
+        self._batches.pop(peer, None)
+        self._sends = [send for send in self._sends if send.peer != peer]
+
+    def drain(self) -> list[Send]:
+        """All effects since the last drain, batches first: a waiting client beats a control answer."""
+        if not self._sends and not self._batches:
+            return []
+        batches = [
+            Send(peer, SeqTokens(tuple(batch.entries), tuple(batch.ends))) for peer, batch in self._batches.items()
+        ]
+        sends = batches + self._sends
+        self._sends = []
+        self._batches = {}
+        return sends
+
+    def _batch(self, peer: int) -> _Batch:
+        batch = self._batches.get(peer)
+        if batch is None:
+            batch = self._batches[peer] = _Batch()
+        return batch

@@ -1,0 +1,119 @@
+"""The page pool of one model: which KV page is free, used, cached or in quarantine. Ids only; tensors live in the executor.
+
+Every page is in exactly one state:
+
+    free        never written or forgotten; granted first, in ring order
+    used        in refs[page] >= 1 page tables
+    quarantine  in no page table, but a step that was issued before it was let go may still touch it
+    cached      in no page table, its content is in the prefix cache; granted last, least recently used first
+
+    free -> used -> quarantine -> free      (content unknown to the prefix cache)
+                               -> cached -> used (prefix hit) | free (evicted)
+    quarantine -> used                      (prefix hit while in quarantine)
+
+Invariants: refs[page] = number of page tables that hold it; free + used + quarantine + cached = num_pages.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+
+class PagePool:
+    """Grants and takes back pages. `on_evict(page)` is told when a cached page's content is given up."""
+
+    def __init__(self, num_pages: int, on_evict: Callable[[int], None]) -> None:
+        self.num_pages = num_pages
+        self.refs = [0] * num_pages
+        self._free: deque[int] = deque(range(num_pages))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._quarantine: deque[tuple[int, int]] = deque()  # (step, page), steps never decrease
+        self._quarantined: dict[int, int] = {}  # page -> the step after which it is released
+        self._known: set[int] = set()  # pages whose content the prefix cache knows
+        self._on_evict = on_evict
+
+    @property
+    def available(self) -> int:
+        """Pages that can be granted now."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._cached)
+
+    @property
+    def num_quarantined(self) -> int:
+        return len(self._quarantined)
+
+    def num_cached_among(self, pages: list[int]) -> int:
+        """How many of `pages` sharing would take out of `available`."""
+        return sum(page in self._cached for page in pages)
+
+    def grant(self, count: int) -> list[int]:
+        """`count` pages with one reference each. The caller has checked `available`."""
+        assert count <= self.available, f"{count} pages asked, {self.available} available"
+        pages = []
+        for _ in range(count):
+            if self._free:
+                page = self._free.popleft()
+            else:
+                page, _ = self._cached.popitem(last=False)
+                self._known.discard(page)
+                self._on_evict(page)
+            assert self.refs[page] == 0
+            self.refs[page] = 1
+            pages.append(page)
+        return pages
+
+    def share(self, page: int) -> None:
+        """One more page table holds `page` (prefix hit or fork)."""
+        if self.refs[page] == 0:
+            assert page in self._known, f"page {page} has no content to share"
+            if self._quarantined.pop(page, None) is None:
+                del self._cached[page]
+        self.refs[page] += 1
+
+    def release(self, pages: list[int], last_step: int) -> None:
+        """The page tables that held `pages` let go; `last_step` is the newest issued step that could touch them.
+
+        Pages become grantable when `complete(last_step)` is called; the last of `pages` is evicted first later.
+        """
+        for page in reversed(pages):
+            self.refs[page] -= 1
+            assert self.refs[page] >= 0, f"page {page} released once too often"
+            if self.refs[page] == 0:
+                self._quarantined[page] = last_step
+                self._quarantine.append((last_step, page))
+
+    def complete(self, step: int) -> None:
+        """All steps up to `step` are done: end the quarantine of what they could touch."""
+        while self._quarantine and self._quarantine[0][0] <= step:
+            released_at, page = self._quarantine.popleft()
+            # A page may have been shared, and even released again, since this entry was made.
+            if self._quarantined.get(page) != released_at or self.refs[page]:
+                continue
+            del self._quarantined[page]
+            if page in self._known:
+                self._cached[page] = None
+            else:
+                self._free.append(page)
+
+    def know(self, page: int) -> None:
+        """The prefix cache has indexed this used page's content."""
+        assert self.refs[page] > 0
+        self._known.add(page)
+
+    def check(self) -> None:
+        """Assert the invariants; O(pages)."""
+        free, cached, quarantined = set(self._free), set(self._cached), set(self._quarantined)
+        used = {page for page in range(self.num_pages) if self.refs[page] > 0}
+        assert len(free) == len(self._free), "a page is free twice"
+        assert len(free) + len(cached) + len(quarantined) + len(used) == self.num_pages, "pages lost or in two states"
+        assert free | cached | quarantined | used == set(range(self.num_pages))
+        assert cached <= self._known
+        assert not free & self._known

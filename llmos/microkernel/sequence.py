@@ -1,0 +1,104 @@
+"""A sequence: the process of llmos. Its tokens, its page table, its place in life.
+
+State table (every other transition is a bug; `move` asserts it):
+
+    from        to          when                                     holds pages   holds a row
+    WAITING     RUNNING     admitted by the scheduler                 no -> yes     no -> yes
+    WAITING     FINISHED    cancelled, killed, executor lost          no            no
+    RUNNING     PREEMPTED   the pool is full or the executor died     yes -> no     yes -> no
+    RUNNING     FINISHED    stop, length, cancel, kill, failure       yes -> no     yes -> no
+    PREEMPTED   RUNNING     admitted again, recomputes                no -> yes     no -> yes
+    PREEMPTED   FINISHED    as WAITING
+
+Token accounting, in tokens from the start of the prompt:
+    len(tokens)    prompt and committed output
+    num_pending    sampled in steps that are in flight; their values are not known here yet
+    num_computed   whose KV is in pages once all issued steps are done (advances when a step is planned)
+    num_stored     the same, once the finished steps are done (advances when a result arrives)
+Prefill, chunked prefill, decode and resume are one rule: num_computed chases len(tokens) + num_pending.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from llmos.codes import FinishReason, SeqState
+from llmos.protocol.messages import Usage
+from llmos.protocol.params import SamplingParams
+
+TRANSITIONS: dict[SeqState, frozenset[SeqState]] = {
+    SeqState.WAITING: frozenset({SeqState.RUNNING, SeqState.FINISHED}),
+    SeqState.RUNNING: frozenset({SeqState.PREEMPTED, SeqState.FINISHED}),
+    SeqState.PREEMPTED: frozenset({SeqState.RUNNING, SeqState.FINISHED}),
+    SeqState.FINISHED: frozenset(),
+}
+NO_ROW = -1
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """See the module docstring. `gateway` is the peer that gets its tokens."""
+
+    rid: int
+    owner: str
+    model: str
+    gateway: int
+    client_request_id: str | None
+    tokens: array[int]
+    prompt_len: int
+    max_len: int  # prompt plus the most output tokens it may get
+    params: SamplingParams
+    accepted_at: float
+    stop_ids: frozenset[int] = field(init=False)
+    state: SeqState = SeqState.WAITING
+    reason: FinishReason | None = None
+    row: int = NO_ROW
+    page_table: list[int] = field(default_factory=list)
+    page_hashes: list[bytes] = field(default_factory=list)  # chain over full pages of `tokens`
+    num_indexed_pages: int = 0  # pages of page_table that the prefix cache knows
+    num_computed: int = 0
+    num_stored: int = 0
+    num_pending: int = 0
+    epoch: int = 0  # raised when pages are dropped: results of older epochs say nothing about the page table
+    cached_tokens: int = 0
+    preemptions: int = 0
+    acked: int = 0  # output tokens that the client has read
+    started_at: float | None = None
+    finished_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.stop_ids = frozenset(self.params.stop_token_ids)
+
+    def move(self, state: SeqState) -> None:
+        assert state in TRANSITIONS[self.state], f"sequence {self.rid}: {self.state.name} -> {state.name}"
+        self.state = state
+
+    @property
+    def num_output(self) -> int:
+        """Committed output tokens."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that can be computed now: 1 in decode, more in prefill, 0 when nothing further may be sampled."""
+        known = len(self.tokens) + self.num_pending
+        # The newest token of a full-length sequence need not be computed: nothing follows it.
+        return 0 if known >= self.max_len else known - self.num_computed
+
+    def ends_with(self, token: int) -> FinishReason | None:
+        """Why the sequence ends now that `token` was appended, or None."""
+        if token in self.stop_ids and self.num_output > self.params.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(self.tokens) >= self.max_len else None
+
+    def usage(self, now: float) -> Usage:
+        started = self.started_at if self.started_at is not None else now
+        return Usage(
+            prompt_tokens=self.prompt_len,
+            cached_tokens=self.cached_tokens,
+            output_tokens=self.num_output,
+            preemptions=self.preemptions,
+            queue_ms=(started - self.accepted_at) * 1e3,
+            total_ms=(now - self.accepted_at) * 1e3,
+        )

@@ -1,0 +1,121 @@
+"""The ports of `sync.py` on asyncio, for gateways, tokenizers and the async SDK. Same surface, `await` on receive.
+
+Sends stay synchronous: they never block, so there is nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Generic, TypeVar
+
+import zmq
+import zmq.asyncio
+
+from llmos.errors import DaemonNotRunning
+from llmos.ports import options
+from llmos.ports.core import ListenerCore, Peer, PortCounters, Reply, peer_uid
+from llmos.ports.endpoint import RunDir
+from llmos.ports.sync import peer_address
+from llmos.protocol import handshake
+from llmos.protocol.codec import Schema, encode
+from llmos.protocol.messages import Message, Welcome
+
+M = TypeVar("M")
+
+
+class AsyncListener(Generic[M]):
+    """The listening end of a port."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        name: str,
+        schema: Schema[M],
+        roles: frozenset[str],
+        *,
+        incarnation: int = 0,
+        max_peers: int = 64,
+    ) -> None:
+        self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
+        self.socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        options.configure(self.socket, max_bytes=schema.max_bytes)
+        options.bind(self.socket, run_dir, name)
+
+    async def receive(self) -> tuple[Peer, M]:
+        """The next message. Handshakes and bad frames are answered on the way."""
+        while True:
+            frames = await self.socket.recv_multipart(copy=False)
+            if len(frames) != 2:
+                self.core.counters.extra_frames += 1
+                continue
+            accepted = self.core.accept(frames[0].bytes, frames[1].bytes, peer_uid(peer_address(frames[1])))
+            if not isinstance(accepted, Reply):
+                return accepted
+            self._send(accepted.routing_id, accepted.frame)
+
+    def send(self, peer: Peer, message: Message) -> bool:
+        """Queue a message; False (and counted) if the peer is gone or does not read."""
+        return self._send(peer.routing_id, encode(message))
+
+    def _send(self, routing_id: bytes, frame: bytes) -> bool:
+        error = _failure(self.socket.send_multipart((routing_id, frame), zmq.NOBLOCK))
+        if error is None:
+            return True
+        if isinstance(error, zmq.Again):
+            self.core.counters.high_water += 1
+        elif isinstance(error, zmq.ZMQError) and error.errno == zmq.EHOSTUNREACH:
+            self.core.counters.unroutable += 1
+        else:
+            raise error
+        return False
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class AsyncDialer(Generic[M]):
+    """The connecting end of a port."""
+
+    def __init__(self, run_dir: RunDir, name: str, schema: Schema[M]) -> None:
+        self.name = name
+        self.schema = schema
+        self.counters = PortCounters()
+        self._path = run_dir.socket(name)
+        self.socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        options.configure(self.socket, max_bytes=schema.max_bytes)
+        self.socket.connect(run_dir.address(name))
+
+    async def greet(self, role: str, name: str, timeout_s: float) -> Welcome:
+        """Say hello and wait for the Welcome; raises the typed refusal, or `DaemonNotRunning` if nobody answers in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.socket.poll(None, zmq.POLLOUT)  # type: ignore[call-arg]  # the stub lacks `flags`
+                self.send(handshake.hello(role, name))
+                answer = await self.receive()
+        except TimeoutError:
+            raise DaemonNotRunning(f"nobody answers on {self._path} within {timeout_s:g} s") from None
+        return handshake.check_answer(answer, self.name)  # type: ignore[arg-type]
+
+    async def receive(self) -> M:
+        """The next message."""
+        return self.schema.decode(await self.socket.recv())
+
+    def send(self, message: Message) -> bool:
+        """Queue a message; False (and counted) if nobody is connected or the queue is full."""
+        error = _failure(self.socket.send(encode(message), zmq.NOBLOCK))
+        if error is None:
+            return True
+        if not isinstance(error, zmq.Again):
+            raise error
+        self.counters.high_water += 1
+        return False
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _failure(sent: Awaitable[Any]) -> BaseException | None:
+    """With NOBLOCK pyzmq sends at once and returns a future that is already done."""
+    assert isinstance(sent, asyncio.Future)
+    return sent.exception()

@@ -1,0 +1,114 @@
+"""What every port shares, without I/O: decode, handshake, counters.
+
+`ListenerCore` turns (routing id, frame) into (Peer, message) or an answer to send back. States of a routing id: unknown -> greeted
+(after a good Hello) -> unknown (forget). Before Hello every message is answered with an Error whose field is "hello".
+`PortCounters` must stay zero in a healthy system; they are exported by name.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from llmos.errors import LlmosError, Overloaded, ProtocolError
+from llmos.protocol import handshake
+from llmos.protocol.codec import Schema, encode, request_id
+from llmos.protocol.messages import Error, Hello
+
+M = TypeVar("M")
+
+
+@dataclass(slots=True)
+class PortCounters:
+    """Things that went wrong on a port."""
+
+    undecodable: int = 0
+    refused_hello: int = 0
+    before_hello: int = 0
+    extra_frames: int = 0
+    unroutable: int = 0
+    high_water: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A greeted connection. `serial` is never reused in this process; `uid` is the peer's unix user where the transport tells."""
+
+    routing_id: bytes
+    serial: int
+    role: str
+    name: str
+    pid: int
+    uid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A frame to send back to a routing id; no message reaches the owner."""
+
+    routing_id: bytes
+    frame: bytes
+
+
+@dataclass(slots=True)
+class ListenerCore(Generic[M]):
+    """Handshake and decoding of one listening port."""
+
+    name: str
+    schema: Schema[M]
+    roles: frozenset[str]
+    incarnation: int
+    max_peers: int
+    on_greet: Callable[[Peer], None] | None = None  # told of each peer that was welcomed
+    counters: PortCounters = field(default_factory=PortCounters)
+    peers: dict[bytes, Peer] = field(default_factory=dict)
+    _serials: Any = field(default_factory=lambda: itertools.count(1))
+
+    def accept(self, routing_id: bytes, frame: bytes, uid: int | None = None) -> tuple[Peer, M] | Reply:
+        """Decode one frame of a peer; what the owner need not see (handshakes, bad frames) becomes a `Reply` to send."""
+        try:
+            message = self.schema.decode(frame)
+        except ProtocolError as error:
+            self.counters.undecodable += 1
+            return Reply(routing_id, encode(error_message(error, request_id(frame))))
+        if isinstance(message, Hello):
+            return self._greet(routing_id, message, uid)
+        peer = self.peers.get(routing_id)
+        if peer is None:
+            self.counters.before_hello += 1
+            return Reply(
+                routing_id, encode(error_message(ProtocolError("say hello first", field="hello"), request_id(frame)))
+            )
+        return peer, message
+
+    def _greet(self, routing_id: bytes, hello: Hello, uid: int | None) -> Reply:
+        try:
+            handshake.check_hello(hello, self.roles)
+            if routing_id not in self.peers and len(self.peers) >= self.max_peers:
+                raise Overloaded(f"{self.name}: {self.max_peers} peers are connected, the limit")
+        except LlmosError as error:
+            self.counters.refused_hello += 1
+            return Reply(routing_id, encode(error_message(error, 0)))
+        peer = Peer(routing_id, next(self._serials), hello.role, hello.name, hello.pid, uid)
+        self.peers[routing_id] = peer
+        if self.on_greet is not None:
+            self.on_greet(peer)
+        return Reply(routing_id, encode(handshake.welcome(self.name, self.incarnation)))
+
+    def forget(self, peer: Peer) -> None:
+        """The peer is gone; its routing id must greet again."""
+        if self.peers.get(peer.routing_id) is peer:
+            del self.peers[peer.routing_id]
+
+
+def error_message(error: LlmosError, req: int) -> Error:
+    """A typed exception as its wire message."""
+    return Error(req, int(error.code), error.message, error.field, error.rid)
+
+
+def peer_uid(address: str | None) -> int | None:
+    """The unix uid in libzmq's Peer-Address metadata of an ipc connection ("localhost:uid:gid:pid")."""
+    parts = (address or "").split(":")
+    return int(parts[1]) if len(parts) == 4 and parts[1].isdigit() else None

@@ -1,0 +1,26 @@
+"""Every hard limit on what a peer may send, in one place. Gateways check them first, the microkernel checks them again.
+
+Units are in the names. Raising a limit is a compatible change; lowering one is not.
+"""
+
+from __future__ import annotations
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one wire frame, any port
+MAX_CLIENT_MESSAGE_BYTES = 10 * 1024 * 1024  # one wire frame on a client port
+MAX_PROMPT_BYTES = 4 * 1024 * 1024  # UTF-8 text of one prompt, or of all chat messages together
+MAX_CHAT_MESSAGES = 1024
+MAX_PROMPT_TOKENS = 1_048_576  # before the model's own context length is known
+MAX_TOKENS = 1_048_576  # upper bound of `max_tokens` and `min_tokens`
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 128
+MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGIT_BIAS = 1024
+MAX_LOGIT_BIAS_ABS = 1e4
+MAX_TEMPERATURE = 100.0
+MAX_PENALTY_ABS = 10.0
+MAX_REPETITION_PENALTY = 10.0
+MAX_REQUEST_ID_CHARS = 64
+MAX_MODEL_NAME_CHARS = 128
+MAX_IN_FLIGHT_PER_CLIENT = 1024  # requests of one client connection that have not ended
+MAX_CLIENTS = 256  # connections that said hello, per gateway

@@ -1,0 +1,1 @@
+"""Restartable processes around the microkernel. Services never import each other."""

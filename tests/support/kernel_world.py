@@ -1,0 +1,239 @@
+"""A whole llmos in one thread: the real microkernel, a fake executor with the real ABI, gateways that remember what they got.
+
+Virtual time, no sockets. The fake executor keeps KV as "which token was written where" and checks every read, so that a page
+that was handed out too early, a wrong page table or a wrong position shows at once. Its token is a hash of (seed, position).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+
+from llmos.codes import FinishReason
+from llmos.microkernel.kernel import Kernel, Sender
+from llmos.microkernel.outbox import Send
+from llmos.microkernel.scheduler import SchedulerLimits
+from llmos.protocol import messages as m
+from llmos.protocol.codec import Schema, encode, pack_i32, unpack_i32
+from llmos.protocol.params import SamplingParams
+
+VOCAB = 1000
+GATEWAY = Sender(1, "gateway", "gateway")
+CONTROL = Sender(3, "gateway", "gateway")
+SUPERVISOR = Sender(4, "supervisor", "supervisor")
+_to_kernel = Schema(m.ToKernel)
+_from_kernel = Schema(m.FromKernel)
+
+
+def token_at(seed: int, position: int) -> int:
+    """The fake executor's answer; what every stream must therefore be is known beforehand."""
+    digest = hashlib.blake2b(b"%d %d" % (seed, position), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % VOCAB
+
+
+def params(**changes: object) -> SamplingParams:
+    complete = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 7}
+    return SamplingParams(**(complete | changes))
+
+
+@dataclass
+class Row:
+    rid: int
+    tokens: array
+    pages: array
+    computed: int
+    seed: int
+    failed: bool = False
+
+
+class FakeExecutor:
+    """Executes plans in order; `kv[page, slot]` is the (token, salt of the prefix) that was written there."""
+
+    def __init__(self, world: World, generation: int, num_pages: int, page_size: int) -> None:
+        self.world = world
+        self.generation = generation
+        self.page_size = page_size
+        self.kv: dict[tuple[int, int], bytes] = {}
+        self.rows: dict[int, Row] = {}
+        self.decode: list[int] = []
+        self.inbox: deque[m.StepPlan] = deque()
+        self.computed_tokens = 0
+        self.fail_rows: dict[int, FinishReason] = {}  # rid -> reason, once
+
+    def run_one(self) -> m.StepResult:
+        plan = self.inbox.popleft()
+        for row in unpack_i32(plan.row_frees):
+            del self.rows[row]
+        for add in plan.row_adds:
+            assert add.row not in self.rows, f"row {add.row} added twice"
+            assert add.params.seed is not None
+            self.rows[add.row] = Row(
+                add.rid, unpack_i32(add.tokens), unpack_i32(add.pages), add.num_computed, add.params.seed
+            )
+        appends = unpack_i32(plan.page_appends)
+        for row, index, page in zip(appends[0::3], appends[1::3], appends[2::3]):
+            assert len(self.rows[row].pages) == index
+            self.rows[row].pages.append(page)
+        if plan.decode is not None:
+            self.decode = list(unpack_i32(plan.decode))
+        samples: list[int] = []
+        failed: list[int] = []
+        prefill = unpack_i32(plan.prefill)
+        for row, start, length, sample in zip(prefill[0::4], prefill[1::4], prefill[2::4], prefill[3::4]):
+            self._compute(self.rows[row], start, length)
+            if sample:
+                self._sample(row, samples, failed)
+        for row in self.decode:
+            self._compute(self.rows[row], len(self.rows[row].tokens) - 1, 1)
+            self._sample(row, samples, failed)
+        return m.StepResult(self.generation, plan.step, pack_i32(samples), (), pack_i32(failed), 10, 0)
+
+    def _compute(self, row: Row, start: int, length: int) -> None:
+        if row.failed:
+            return  # as the ABI says: nothing more comes from a failed row until it is freed
+        assert start == row.computed, f"rid {row.rid}: computes from {start}, has {row.computed}"
+        assert start + length <= len(row.tokens)
+        prefix = self._read(row, start)
+        for position in range(start, start + length):
+            prefix = _chain(prefix, row.tokens[position])
+            slot = (row.pages[position // self.page_size], position % self.page_size)
+            self.kv[slot] = prefix
+        row.computed += length
+        self.computed_tokens += length
+
+    def _read(self, row: Row, upto: int) -> bytes:
+        """Every earlier slot must hold what this row's own prefix put there (or an equal prefix of another sequence)."""
+        prefix = b""
+        for position in range(upto):
+            prefix = _chain(prefix, row.tokens[position])
+            slot = (row.pages[position // self.page_size], position % self.page_size)
+            assert self.kv.get(slot) == prefix, f"rid {row.rid}: page {slot[0]} does not hold position {position}"
+        return prefix
+
+    def _sample(self, row: int, samples: list[int], failed: list[int]) -> None:
+        owner = self.rows[row]
+        if owner.failed:
+            return
+        reason = self.fail_rows.pop(owner.rid, None)
+        if reason is not None:
+            owner.failed = True
+            failed += (row, int(reason))
+            return
+        token = token_at(owner.seed, len(owner.tokens))
+        samples += (row, len(owner.tokens), token)
+        owner.tokens.append(token)
+
+
+def _chain(prefix: bytes, token: int) -> bytes:
+    return hashlib.blake2b(prefix + token.to_bytes(4, "little"), digest_size=8).digest()
+
+
+@dataclass
+class Stream:
+    """What one gateway saw of one sequence."""
+
+    prompt: list[int]
+    params: SamplingParams
+    ids: list[int] = field(default_factory=list)
+    end: m.SeqEnd | None = None
+
+    def expected(self, count: int) -> list[int]:
+        assert self.params.seed is not None
+        return [token_at(self.params.seed, len(self.prompt) + i) for i in range(count)]
+
+
+class World:
+    """Kernel, executor and gateway wired together."""
+
+    def __init__(self, num_pages: int = 64, page_size: int = 4, *, max_rows: int = 8, max_step_tokens: int = 32,
+                 steps_in_flight: int = 2, prefix_cache: bool = True, window: int = 10**6, max_context: int = 4096) -> None:  # fmt: skip
+        limits = SchedulerLimits(max_rows, max_step_tokens, steps_in_flight, window, prefix_cache)
+        self.now = 0.0
+        self.kernel = Kernel(limits, 1000, ("demo",), lambda: 99, self.now)
+        self.streams: dict[int, Stream] = {}
+        self.replies: list[m.Message] = []
+        self.executor: FakeExecutor | None = None
+        self.executor_peer = 100
+        self.shape = (num_pages, page_size, max_rows, max_step_tokens, max_context)
+        self.plans: list[m.StepPlan] = []
+        self._pending_submits: dict[int, Stream] = {}
+        self._req = 0
+
+    def start_executor(self) -> None:
+        self.executor_peer += 1
+        num_pages, page_size, max_rows, max_step_tokens, max_context = self.shape
+        ready = m.ExecutorReady(
+            "demo", num_pages, page_size, max_rows, max_step_tokens, max_context, VOCAB, "float32", "fake"
+        )
+        self.send(self._executor_sender(), ready)
+
+    def row_add(self, rid: int) -> m.RowAdd:
+        """How a sequence last entered the executor."""
+        return next(add for plan in reversed(self.plans) for add in plan.row_adds if add.rid == rid)
+
+    def kill_executor(self) -> None:
+        self.executor = None
+        self.send(SUPERVISOR, m.ServiceDown("executor", "executor.demo", 1))
+
+    def submit(self, prompt: list[int], *, owner: str = "alice", **sampling: object) -> int:
+        """Submit and return the rid; raises AssertionError if it was refused."""
+        self._req += 1
+        stream = Stream(prompt, params(**sampling))
+        self._pending_submits[self._req] = stream
+        self.send(GATEWAY, m.SeqSubmit(self._req, "demo", pack_i32(prompt), stream.params, owner))
+        assert self._req not in self._pending_submits, f"refused: {self.replies[-1]}"
+        return max(self.streams)
+
+    def send(self, sender: Sender, message: m.Message) -> None:
+        """A message on its way into the kernel passes the codec, like on a wire."""
+        self._deliver(self.kernel.handle(sender, _to_kernel.decode(encode(message)), self.now))
+        self._deliver(self.kernel.tick(self.now))
+
+    def step(self) -> bool:
+        """The executor finishes one plan. False if it has none."""
+        if self.executor is None or not self.executor.inbox:
+            return False
+        self.now += 0.01
+        self.send(self._executor_sender(), self.executor.run_one())
+        self.kernel.check()
+        return True
+
+    def run(self, most_steps: int = 100_000) -> int:
+        """Until nothing is left to do; returns the number of steps."""
+        for count in range(most_steps):
+            if not self.step():
+                return count
+        raise AssertionError("does not come to rest")
+
+    def _executor_sender(self) -> Sender:
+        return Sender(self.executor_peer, "executor", "executor.demo")
+
+    def _deliver(self, sends: list[Send]) -> None:
+        for send in sends:
+            message = _from_kernel.decode(encode(send.message))
+            if isinstance(message, m.ExecutorWelcome):
+                self.executor = FakeExecutor(self, message.generation, self.shape[0], self.shape[1])
+            elif isinstance(message, m.StepPlan):
+                self.plans.append(message)
+                if self.executor is not None and send.peer == self.executor_peer:
+                    self.executor.inbox.append(message)
+            elif isinstance(message, m.SeqAccepted):
+                self.streams[message.rid] = self._pending_submits.pop(message.req)
+            elif isinstance(message, m.SeqTokens):
+                self._tokens(message)
+            else:
+                self.replies.append(message)
+
+    def _tokens(self, message: m.SeqTokens) -> None:
+        for entry in message.entries:
+            stream = self.streams[entry.rid]
+            assert stream.end is None, f"rid {entry.rid}: token after its end"
+            assert entry.offset == len(stream.ids), (
+                f"rid {entry.rid}: offset {entry.offset}, expected {len(stream.ids)}"
+            )
+            stream.ids += entry.ids
+        for end in message.ends:
+            assert self.streams[end.rid].end is None, f"rid {end.rid} ended twice"
+            self.streams[end.rid].end = end
