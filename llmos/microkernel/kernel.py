@@ -165,6 +165,9 @@ class Kernel:
         seq = self.sequences.get(message.rid)
         if seq is not None and seq.gateway == sender.peer:
             seq.acked = max(seq.acked, min(message.upto, seq.num_output))
+            scheduler = self.lanes[seq.model].scheduler
+            if scheduler is not None:
+                scheduler.rows.read(seq)
 
     # ------------------------------------------------------------ control
 
@@ -226,18 +229,12 @@ class Kernel:
     def _step_result(self, sender: Sender, message: m.Message, now: float) -> None:
         assert isinstance(message, m.StepResult)
         lane = next((lane for lane in self.lanes.values() if lane.executor == sender.peer), None)
-        taken = lane.take(message) if lane is not None else None
-        if taken is None:
+        outcome = lane.take(message) if lane is not None else None
+        if outcome is None:
             return
-        commits, missing = taken
-        logprobs = {(entry.row, entry.position): entry.logprobs for entry in message.logprobs}
-        for commit in commits:
-            self._outbox.token(commit, logprobs.get((commit.row, commit.position)))
-            if commit.reason is not None:
-                self._finish(commit.seq, commit.reason, now)
-        for seq in missing:
-            if seq.reason is not None:
-                self._finish(seq, seq.reason, now)
+        self._outbox.tokens(outcome, message.logprobs)
+        for seq, reason in outcome.ended:
+            self._finish(seq, reason, now)
 
     def _service_report(self, sender: Sender, message: m.Message, now: float) -> None:
         assert isinstance(message, m.ServiceReport)
@@ -302,12 +299,7 @@ class Kernel:
         for lane in self.lanes.values():
             if lane.scheduler is not None:
                 lane.scheduler.check()
-        live = [
-            seq
-            for lane in self.lanes.values()
-            if lane.scheduler
-            for seq in (*lane.scheduler.running, *lane.scheduler.queue)
-        ]
+        live = [seq for lane in self.lanes.values() if lane.scheduler for seq in lane.scheduler.live()]
         assert sorted(seq.rid for seq in live) == sorted(self.sequences), "a sequence is lost or held twice"
 
 

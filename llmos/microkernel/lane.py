@@ -6,10 +6,13 @@ the current generation and exactly the oldest step in flight; everything else is
 
 from __future__ import annotations
 
-from llmos.errors import Unavailable
-from llmos.microkernel.scheduler import Commit, Scheduler, SchedulerLimits
+import numpy as np
+
+from llmos.errors import ProtocolError, Unavailable
+from llmos.microkernel.commit import Outcome
+from llmos.microkernel.rows import Ints
+from llmos.microkernel.scheduler import Scheduler, SchedulerLimits
 from llmos.microkernel.sequence import Sequence
-from llmos.protocol.codec import unpack_i32
 from llmos.protocol.messages import ExecutorReady, LaneStatus, StepPlan, StepResult
 
 
@@ -58,25 +61,26 @@ class Lane:
         old, self.scheduler, self.executor, self.capabilities = self.scheduler, None, None, None
         if old is None:
             return []
-        for step in old.in_flight:
-            for seq, _ in step.samples.values():
-                seq.num_pending = 0
         old.in_flight.clear()
-        for seq in old.running[::-1]:
+        for row in old.rows.order[::-1].tolist():
+            seq = old.rows.seqs[row]
+            assert seq is not None
             old.preempt(seq)
+        for seq in old.queue:
+            seq.num_pending = 0  # nothing comes any more
         return sorted(old.queue, key=lambda seq: seq.rid)
 
     def plan(self, now: float) -> StepPlan | None:
         return self.scheduler.schedule(self.generation, now) if self.scheduler is not None else None
 
-    def take(self, result: StepResult) -> tuple[list[Commit], list[Sequence]] | None:
+    def take(self, result: StepResult) -> Outcome | None:
         """Commit a result; None if it is not exactly the next one."""
         scheduler = self.scheduler
         expected = scheduler.in_flight[0].step if scheduler is not None and scheduler.in_flight else None
         if scheduler is None or result.generation != self.generation or result.step != expected:
             self.results_dropped += 1
             return None
-        return scheduler.complete(unpack_i32(result.samples), unpack_i32(result.failed))
+        return scheduler.complete(_matrix(result.samples, 3), _matrix(result.failed, 2))
 
     def status(self) -> LaneStatus:
         scheduler, ready = self.scheduler, self.capabilities
@@ -96,7 +100,7 @@ class Lane:
             pages_free=scheduler.pool.num_free,
             pages_cached=scheduler.pool.num_cached,
             waiting=len(scheduler.queue),
-            running=len(scheduler.running),
+            running=len(scheduler.rows),
             steps=counters.steps,
             tokens_committed=counters.tokens_committed,
             preemptions=counters.preemptions,
@@ -113,3 +117,10 @@ _COUNTS = (
     "page_size", "pages_total", "pages_free", "pages_cached", "waiting", "running", "steps", "tokens_committed", "preemptions",
     "prefix_hit_tokens", "prefix_query_tokens",
 )  # fmt: skip
+
+
+def _matrix(blob: bytes, columns: int) -> Ints:
+    """An int32 blob of the wire as rows of `columns` integers."""
+    if len(blob) % (4 * columns):
+        raise ProtocolError(f"int32 blob of {len(blob)} bytes: not rows of {columns}", field="samples")
+    return np.frombuffer(blob, "<i4").reshape(-1, columns).astype(np.int64)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmos.microkernel.scheduler import Commit
-from llmos.protocol.messages import Message, SeqEnd, SeqTokens, TokenEntry, TokenLogprobs
+from llmos.microkernel.commit import Outcome
+from llmos.protocol.messages import Message, RowLogprobs, SeqEnd, SeqTokens, TokenEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,13 @@ class Outbox:
     def send(self, peer: int, message: Message) -> None:
         self._sends.append(Send(peer, message))
 
-    def token(self, commit: Commit, logprobs: TokenLogprobs | None) -> None:
-        seq = commit.seq
-        entry = TokenEntry(
-            seq.rid, commit.position - seq.prompt_len, (commit.token,), (logprobs,) if logprobs else None
-        )
-        self._batch(seq.gateway).entries.append(entry)
+    def tokens(self, outcome: Outcome, logprobs: tuple[RowLogprobs, ...]) -> None:
+        """All tokens of a step."""
+        found = {(entry.row, entry.position): (entry.logprobs,) for entry in logprobs}
+        places = zip(outcome.seqs, outcome.rows.tolist(), outcome.positions.tolist(), outcome.tokens.tolist())
+        for seq, row, position, token in places:
+            more = found.get((row, position)) if found else None
+            self._batch(seq.gateway).entries.append(TokenEntry(seq.rid, position - seq.prompt_len, (token,), more))
 
     def end(self, peer: int, end: SeqEnd) -> None:
         self._batch(peer).ends.append(end)

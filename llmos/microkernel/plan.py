@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from llmos.microkernel.rows import Ints
 from llmos.microkernel.sequence import Sequence
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import RowAdd, StepPlan
 
+EMPTY: Ints = np.zeros(0, np.int64)
+
 
 @dataclass(slots=True)
 class InFlightStep:
-    """`work`: (sequence, its epoch, tokens stored once the step is done). `samples`: row -> (sequence, position of the new token)."""
+    """What was asked of the executor: prefill chunks that sample nothing (`num_silent` of them), chunks that do, decodes.
+
+    `rows`, `epochs`: every row that computes and its life. `stored`: its tokens in pages once the step is done, which for a row that
+    samples is also the position of the new token. `seqs`: the rows' sequences.
+    """
 
     step: int
-    issued_at: float
-    work: list[tuple[Sequence, int, int]] = field(default_factory=list)
-    samples: dict[int, tuple[Sequence, int]] = field(default_factory=dict)
+    rows: Ints
+    epochs: Ints
+    stored: Ints
+    num_silent: int
+    seqs: list[Sequence]
 
 
 @dataclass(slots=True)
@@ -26,21 +37,26 @@ class PlanBuilder:
     row_frees: list[int] = field(default_factory=list)
     row_adds: list[RowAdd] = field(default_factory=list)
     page_appends: list[int] = field(default_factory=list)
-    prefill: list[int] = field(default_factory=list)
-    decode: list[int] = field(default_factory=list)
+    chunks: list[tuple[int, int, int]] = field(default_factory=list)  # (row, start, length), nothing sampled
+    last_chunks: list[tuple[int, int, int]] = field(
+        default_factory=list
+    )  # chunks that reach the newest token and sample
+    decode: Ints = field(default_factory=lambda: EMPTY)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.prefill or self.decode)
+        return bool(self.chunks or self.last_chunks or len(self.decode))
 
-    def build(self, generation: int, step: int, last_decode: list[int] | None) -> StepPlan:
+    def build(self, generation: int, step: int, last_decode: Ints | None) -> StepPlan:
         """The wire form; an unchanged decode set is left out."""
+        same = last_decode is not None and np.array_equal(self.decode, last_decode)
+        prefill = [(*chunk, sample) for sample, chunks in ((0, self.chunks), (1, self.last_chunks)) for chunk in chunks]
         return StepPlan(
             generation=generation,
             step=step,
             row_frees=pack_i32(self.row_frees),
             row_adds=tuple(self.row_adds),
             page_appends=pack_i32(self.page_appends),
-            prefill=pack_i32(self.prefill),
-            decode=None if self.decode == last_decode else pack_i32(self.decode),
+            prefill=np.asarray(prefill, "<i4").tobytes() if prefill else b"",
+            decode=None if same else self.decode.astype("<i4").tobytes(),
         )

@@ -10,12 +10,8 @@ State table (every other transition is a bug; `move` asserts it):
     PREEMPTED   RUNNING     admitted again, recomputes                no -> yes     no -> yes
     PREEMPTED   FINISHED    as WAITING
 
-Token accounting, in tokens from the start of the prompt:
-    len(tokens)    prompt and committed output
-    num_pending    sampled in steps that are in flight; their values are not known here yet
-    num_computed   whose KV is in pages once all issued steps are done (advances when a step is planned)
-    num_stored     the same, once the finished steps are done (advances when a result arrives)
-Prefill, chunked prefill, decode and resume are one rule: num_computed chases len(tokens) + num_pending.
+Prefill, chunked prefill, decode and resume are one rule: the tokens computed chase the tokens known. While a sequence runs, that
+accounting is kept in the row table (rows.py); what is here is valid in every state.
 """
 
 from __future__ import annotations
@@ -56,11 +52,9 @@ class Sequence:
     row: int = NO_ROW
     page_table: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)  # chain over full pages of `tokens`
-    num_indexed_pages: int = 0  # pages of page_table that the prefix cache knows
-    num_computed: int = 0
-    num_stored: int = 0
-    num_pending: int = 0
-    epoch: int = 0  # raised when pages are dropped: results of older epochs say nothing about the page table
+    num_pending: int = (
+        0  # without a row: samples still on their way from steps that were in flight when it lost the row
+    )
     cached_tokens: int = 0
     preemptions: int = 0
     acked: int = 0  # output tokens that the client has read
@@ -78,13 +72,6 @@ class Sequence:
     def num_output(self) -> int:
         """Committed output tokens."""
         return len(self.tokens) - self.prompt_len
-
-    @property
-    def remaining(self) -> int:
-        """Tokens that can be computed now: 1 in decode, more in prefill, 0 when nothing further may be sampled."""
-        known = len(self.tokens) + self.num_pending
-        # The newest token of a full-length sequence need not be computed: nothing follows it.
-        return 0 if known >= self.max_len else known - self.num_computed
 
     def ends_with(self, token: int) -> FinishReason | None:
         """Why the sequence ends now that `token` was appended, or None."""

@@ -110,7 +110,7 @@ class FakeTokenizer:
             if text is None:
                 text = "".join(f"{part.role}:{part.content}\n" for part in message.messages or ())
             raw = text.encode()
-            return m.Encoded(message.req, pack_i32(raw), tuple(chr(b) for b in raw) if message.pieces else ())
+            return m.Encoded(message.req, pack_i32(list(raw)), tuple(chr(b) for b in raw) if message.pieces else ())
         if isinstance(message, m.DecodeOpen):
             self.streams[message.stream] = _Stream(message.stop)
         elif isinstance(message, m.DecodeClose):
@@ -231,7 +231,18 @@ class FakeKernel:
         sequence = self.sequences[rid]
         limit = sequence.submit.params.max_tokens or 0
         return m.SeqRow(
-            rid, self.owner_of[rid], "echo", SeqState.RUNNING, len(sequence.prompt), sequence.sent, limit, 3, 0, 0, 1500.0, 12.5
+            rid,
+            self.owner_of[rid],
+            "echo",
+            SeqState.RUNNING,
+            len(sequence.prompt),
+            sequence.sent,
+            limit,
+            3,
+            0,
+            0,
+            1500.0,
+            12.5,
         )
 
 
@@ -262,7 +273,9 @@ class LoopThread:
         async def end() -> None:
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for result in await asyncio.gather(*self._tasks, return_exceptions=True):
+                if not isinstance(result, asyncio.CancelledError | None):
+                    raise result  # a fake that died makes its test fail
 
         self.call(end())
         self.loop.call_soon_threadsafe(self.loop.stop)

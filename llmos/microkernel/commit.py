@@ -1,0 +1,110 @@
+"""Commit one step's result to its sequences: a token counts only if it is exactly the next one of its sequence.
+
+The usual case (everything that was asked came, nobody left meanwhile) is a handful of vector operations; anything else takes the
+careful path, row by row. Invariant: whatever an executor sends, a sequence's committed tokens are positions 0..k-1, each written
+once; what did not come or does not fit makes its sequence recompute, never the microkernel fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llmos.codes import FinishReason, SeqState
+from llmos.microkernel.plan import EMPTY, InFlightStep
+from llmos.microkernel.rows import Ints, RowTable
+from llmos.microkernel.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a step committed: columns of equal length, one entry per token, and the sequences that need attention.
+
+    `rows` and `positions` are where the executor sampled. `ended`: sequences with the reason why. `recompute`: a token is missing.
+    """
+
+    rows: Ints = field(default_factory=lambda: EMPTY)
+    positions: Ints = field(default_factory=lambda: EMPTY)
+    tokens: Ints = field(default_factory=lambda: EMPTY)
+    seqs: list[Sequence] = field(default_factory=list)
+    ended: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
+    recompute: list[Sequence] = field(default_factory=list)
+
+
+def commit_step(rows: RowTable, step: InFlightStep, samples: Ints, failed: Ints, vocab_size: int) -> Outcome:
+    """Append the step's tokens to their sequences. See `Scheduler.complete` for the shapes."""
+    asked = step.rows[step.num_silent :]
+    positions = step.stored[step.num_silent :]
+    epochs = step.epochs[step.num_silent :]
+    seqs = step.seqs[step.num_silent :] if step.num_silent else step.seqs
+    as_asked = (
+        not len(failed)
+        and len(samples) == len(asked)
+        and np.array_equal(samples[:, 0], asked)
+        and np.array_equal(samples[:, 1], positions)
+        and np.array_equal(rows.epoch[asked], epochs)
+        and np.array_equal(rows.known[asked], positions)
+        and bool(((samples[:, 2] >= 0) & (samples[:, 2] < vocab_size)).all())
+    )
+    if as_asked:
+        outcome = Outcome(asked, positions, samples[:, 2], seqs)
+        _append(rows, outcome)
+        return outcome
+    return _careful(rows, (asked, positions, epochs, seqs), samples, failed, vocab_size)
+
+
+def _append(rows: RowTable, outcome: Outcome) -> None:
+    """Commit tokens of sequences that all still hold the rows they were sampled in."""
+    held, tokens = outcome.rows, outcome.tokens
+    rows.known[held] += 1
+    rows.pending[held] -= 1
+    for seq, token in zip(outcome.seqs, tokens.tolist()):
+        seq.tokens.append(token)
+    ends = (rows.known[held] >= rows.max_len[held]) | rows.hits_stop(held, tokens)
+    for place in np.flatnonzero(ends).tolist():
+        _note_end(outcome, outcome.seqs[place], int(tokens[place]))
+
+
+def _note_end(outcome: Outcome, seq: Sequence, token: int) -> None:
+    reason = seq.ends_with(token)
+    if reason is not None:
+        outcome.ended.append((seq, reason))
+
+
+def _careful(
+    rows: RowTable, asked: tuple[Ints, Ints, Ints, list[Sequence]], samples: Ints, failed: Ints, vocab_size: int
+) -> Outcome:
+    """Row by row: late results of sequences that left their row, failed rows, missing and impossible tokens."""
+    came = {(row, position): token for row, position, token in samples.tolist() if 0 <= token < vocab_size}
+    reasons = dict(failed.tolist())
+    outcome = Outcome()
+    committed: list[tuple[int, int, int]] = []
+    for row, position, epoch, seq in zip(asked[0].tolist(), asked[1].tolist(), asked[2].tolist(), asked[3]):
+        holds_row = rows.epoch[row] == epoch
+        if holds_row:
+            rows.pending[row] -= 1
+        else:
+            seq.num_pending -= 1
+        if seq.state is SeqState.FINISHED:
+            continue
+        token = came.get((row, position))
+        if token is not None and position == len(seq.tokens):
+            seq.tokens.append(token)
+            if holds_row:
+                rows.known[row] += 1
+            committed.append((row, position, token))
+            outcome.seqs.append(seq)
+            _note_end(outcome, seq, token)
+        elif row in reasons:
+            outcome.ended.append((seq, _failure(reasons[row])))
+        else:
+            outcome.recompute.append(seq)
+    if committed:
+        outcome.rows, outcome.positions, outcome.tokens = np.array(committed, np.int64).T
+    return outcome
+
+
+def _failure(reason: int) -> FinishReason:
+    """An executor may only say that a row's numbers went bad; anything else is taken as that."""
+    return FinishReason(reason) if reason in set(FinishReason) else FinishReason.NUMERICAL_ERROR
