@@ -34,10 +34,9 @@ class Outcome:
 
 def commit_step(rows: RowTable, step: InFlightStep, samples: Ints, failed: Ints, vocab_size: int) -> Outcome:
     """Append the step's tokens to their sequences. See `Scheduler.complete` for the shapes."""
-    asked = step.rows[step.num_silent :]
-    positions = step.stored[step.num_silent :]
-    epochs = step.epochs[step.num_silent :]
-    seqs = step.seqs[step.num_silent :] if step.num_silent else step.seqs
+    sampling = len(step.rows) - step.num_silent
+    asked, positions, epochs = step.rows[:sampling], step.stored[:sampling], step.epochs[:sampling]
+    seqs = step.seqs[:sampling] if step.num_silent else step.seqs
     as_asked = (
         not len(failed)
         and len(samples) == len(asked)

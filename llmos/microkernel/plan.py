@@ -16,7 +16,7 @@ EMPTY: Ints = np.zeros(0, np.int64)
 
 @dataclass(slots=True)
 class InFlightStep:
-    """What was asked of the executor: prefill chunks that sample nothing (`num_silent` of them), chunks that do, decodes.
+    """What was asked of the executor: decodes, prefill chunks that sample, then `num_silent` chunks that sample nothing.
 
     `rows`, `epochs`: every row that computes and its life. `stored`: its tokens in pages once the step is done, which for a row that
     samples is also the position of the new token. `seqs`: the rows' sequences.

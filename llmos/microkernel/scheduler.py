@@ -196,10 +196,10 @@ class Scheduler:
         self.last_step += 1
         self.counters.steps += 1
         rows, stored = builder.decode, self.rows.computed[builder.decode]
-        chunks = builder.chunks + builder.last_chunks
+        chunks = builder.last_chunks + builder.chunks
         if chunks:
-            rows = np.concatenate([np.array([row for row, _, _ in chunks], np.int64), rows])
-            stored = np.concatenate([np.array([start + count for _, start, count in chunks], np.int64), stored])
+            rows = np.concatenate([rows, np.array([row for row, _, _ in chunks], np.int64)])
+            stored = np.concatenate([stored, np.array([start + count for _, start, count in chunks], np.int64)])
         epochs = self.rows.epoch[rows]
         last = self._last
         if last is not None and np.array_equal(last.rows, rows) and np.array_equal(last.epochs, epochs):

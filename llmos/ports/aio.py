@@ -116,6 +116,12 @@ class AsyncDialer(Generic[M]):
 
 
 def _failure(sent: Awaitable[Any]) -> BaseException | None:
-    """With NOBLOCK pyzmq sends at once and returns a future that is already done."""
+    """With NOBLOCK pyzmq sends at once and returns a future that is already done.
+
+    Not so while a cancelled poll of the socket is still registered: then it would send later. Here that is a refusal.
+    """
     assert isinstance(sent, asyncio.Future)
+    if not sent.done():
+        sent.cancel()
+        return zmq.Again()
     return sent.exception()

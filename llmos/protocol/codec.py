@@ -7,6 +7,7 @@ out is `ProtocolError`. A `Schema` is the set of message types that one directio
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import typing
 from array import array
@@ -38,7 +39,7 @@ class Schema(Generic[M]):
 
     def __init__(self, union: Any, *, max_bytes: int = limits.MAX_MESSAGE_BYTES) -> None:
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(union)
-        self._tags = {cls.__struct_config__.tag for cls in typing.get_args(union)}
+        self._types = {cls.__struct_config__.tag: cls for cls in typing.get_args(union)}
         self.max_bytes = max_bytes
 
     def decode(self, frame: bytes | memoryview) -> M:
@@ -48,16 +49,20 @@ class Schema(Generic[M]):
         try:
             return self._decoder.decode(frame)
         except msgspec.ValidationError as error:
-            raise ProtocolError(self._explain(frame, error), field=_path(str(error))) from None
+            raise self._explain(frame, str(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
             raise ProtocolError(f"not a message: {error}") from None
 
-    def _explain(self, frame: bytes | memoryview, error: msgspec.ValidationError) -> str:
-        """Say "unknown message type" in our words; field errors already name their place."""
+    def _explain(self, frame: bytes | memoryview, text: str) -> ProtocolError:
+        """A message of the wrong shape, in our words: its type's name and the field's."""
         kind = _message_type(frame)
-        if kind is not None and kind not in self._tags:
-            return f"message type {kind} is not accepted on this port"
-        return f"bad message of type {kind}: {error}" if kind is not None else f"bad message: {error}"
+        if kind is None:  # cut off, or something else than an array that begins with a number
+            return ProtocolError(f"bad message: {text}", field="type" if text.endswith("`$[0]`") else None)
+        if kind not in self._types:
+            return ProtocolError(f"message type {kind} is not accepted on this port", field="type")
+        name = f"bad message of type {kind} ({self._types[kind].__name__})"
+        field, problem = locate(self._types[kind], text)
+        return ProtocolError(f"{name}: {field}: {problem}" if field else f"{name}: {problem}", field=field)
 
 
 class _TypeOnly(msgspec.Struct, array_like=True):
@@ -80,7 +85,7 @@ _header_decoder = msgspec.msgpack.Decoder(_RequestHeader)
 def _message_type(frame: bytes | memoryview) -> int | None:
     try:
         return _type_decoder.decode(frame).kind
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
         return None
 
 
@@ -88,13 +93,55 @@ def request_id(frame: bytes | memoryview) -> int:
     """The `req` of a message that failed to decode, so that the error can answer it; 0 if it has none."""
     try:
         return _header_decoder.decode(frame).req
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
         return 0
 
 
-def _path(text: str) -> str | None:
-    """The field path in a msgspec error ("... - at `$[2]`")."""
-    return text.rsplit("`", 2)[1] if text.endswith("`") else None
+_MISSING = re.compile(r"Expected `array` of at least length \d+, got (\d+)")
+
+
+def locate(cls: type[msgspec.Struct], text: str) -> tuple[str | None, str]:
+    """The field's name and the problem out of msgspec's words, which number the fields.
+
+    >>> locate(messages.Generate, "Expected `float | null`, got `str` - at `$[6][0]`")
+    ('params.temperature', 'Expected `float | null`, got `str`')
+    """
+    problem, _, path = text.partition(" - at `$")
+    indexes = [int(index) for index in re.findall(r"\[(\d+)\]", path)]
+    if (missing := _MISSING.fullmatch(problem)) is not None:
+        indexes.append(int(missing[1]))  # the first field that is not there
+        problem = "missing"
+    return _name_of(cls, indexes), problem
+
+
+def _name_of(kind: Any, indexes: list[int]) -> str | None:
+    """`messages[0].content` for the places [5, 0, 1] of a `Generate`."""
+    name = ""
+    for index in indexes:
+        kind = _not_none(kind)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            fields = msgspec.structs.fields(kind)
+            place = index - (kind.__struct_config__.tag is not None)
+            if not 0 <= place < len(fields):
+                break
+            kind = fields[place].type
+            name += f".{fields[place].name}" if name else fields[place].name
+        else:
+            kind = _entry_type(kind, index)
+            name += f"[{index}]"
+    return name or None
+
+
+def _not_none(kind: Any) -> Any:
+    """X for `X | None`."""
+    choices = typing.get_args(kind)
+    return next(choice for choice in choices if choice is not type(None)) if type(None) in choices else kind
+
+
+def _entry_type(kind: Any, index: int) -> Any:
+    """The type of one entry of `tuple[X, ...]` or `tuple[X, Y]`."""
+    entries = [entry for entry in typing.get_args(kind) if entry is not Ellipsis]
+    return entries[min(index, len(entries) - 1)] if entries else None
 
 
 def pack_i32(values: Iterable[int]) -> bytes:

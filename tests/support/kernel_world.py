@@ -80,14 +80,14 @@ class FakeExecutor:
             self.decode = list(unpack_i32(plan.decode))
         samples: list[int] = []
         failed: list[int] = []
+        for row in self.decode:
+            self._compute(self.rows[row], len(self.rows[row].tokens) - 1, 1)
+            self._sample(row, samples, failed)
         prefill = unpack_i32(plan.prefill)
         for row, start, length, sample in zip(prefill[0::4], prefill[1::4], prefill[2::4], prefill[3::4]):
             self._compute(self.rows[row], start, length)
             if sample:
                 self._sample(row, samples, failed)
-        for row in self.decode:
-            self._compute(self.rows[row], len(self.rows[row].tokens) - 1, 1)
-            self._sample(row, samples, failed)
         return m.StepResult(self.generation, plan.step, pack_i32(samples), (), pack_i32(failed), 10, 0)
 
     def _compute(self, row: Row, start: int, length: int) -> None:

@@ -120,9 +120,7 @@ class PlanDriver:
         seq.row = self.free_rows.pop()
         seq.pages = list(seq.prefix)
         seq.computed = len(seq.pages) * self.page_size
-        return RowAdd(
-            seq.row, 7, pack_i32(seq.tokens), len(seq.prompt), seq.computed, pack_i32(seq.pages), seq.params
-        )
+        return RowAdd(seq.row, 7, pack_i32(seq.tokens), len(seq.prompt), seq.computed, pack_i32(seq.pages), seq.params)
 
 
 def _triples(blob: bytes, width: int) -> list[tuple[int, ...]]:

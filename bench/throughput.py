@@ -1,0 +1,231 @@
+"""Tokens a second of the whole system - llmosd, its processes, the SDK - beside transformers (and llama.cpp) on one model.
+
+    python bench/throughput.py                       # the 213-million-parameter random model, under six minutes
+    python bench/throughput.py --quick               # one minute, to see that it works
+    python bench/throughput.py --llama-cpp PYTHON    # PYTHON has llama-cpp-python and gguf (default: this one)
+
+All systems get the same random prompts and generate exactly the same number of tokens greedily, on the same number of
+threads, one system at a time, in turns; a figure is the median of its turns, prefill included. The floor is the rate at
+which tokens could come if a step did nothing but read the weights once. The first turn of each pair is preceded by a
+warm-up. Later rounds are left out when --budget-s would be passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from baselines import Baseline
+from common import Shape, machine, memory_bandwidth, model_config, prompts, random_model, versions, weight_bytes
+from daemon import Daemon
+from load import LoadResult, run_load
+
+from llmos import AsyncClient
+
+GOALS = {("generate bfloat16", 1): 1.3, ("generate bfloat16", 8): 1.5, ("generate bfloat16", 32): 1.5}
+CONTINUOUS_GOAL = 5.0
+CONTINUOUS_STREAMS = 8
+WARM_UP_TOKENS = 2
+
+Rates = dict[tuple[str, int], list[float]]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    started = time.perf_counter()
+    model = arguments.model or random_model(arguments.work_dir, Shape())
+    facts = describe(arguments, model)
+    print(json.dumps(facts["machine"]), json.dumps(facts["versions"]), sep="\n")
+    print(
+        f"model {model.name}: {facts['weight_bytes'] / 1e6:.0f} MB of weights a step, {arguments.threads} threads everywhere"
+    )
+    print(
+        f"memory reads at {facts['memory_bytes_per_s'] / 1e9:.1f} GB/s -> floor {facts['floor_steps_per_s']:.1f} steps/s"
+    )
+    bench = Bench(arguments, model)
+    with ExitStack() as stack:
+        bench.start(stack)
+        for number in range(arguments.repeats):
+            round_started = time.perf_counter()
+            bench.round(warm_up=number == 0)
+            now = time.perf_counter()
+            if now - started + (now - round_started) > arguments.budget_s:
+                break
+    facts["rounds"] = number + 1
+    facts["idle_cores"] = bench.idle_cores
+    facts["results"] = summary(bench, facts["floor_steps_per_s"])
+    print_summary(facts)
+    path = arguments.out or Path(__file__).parent / "results" / f"throughput-{facts['machine']['date'][:10]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"written to {path}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, help="a Hugging Face directory (default: a random Llama, built once in --work-dir)")
+    add("--work-dir", type=Path, default=Path(tempfile.gettempdir()) / "llmos-bench")
+    add("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    add("--prompt-tokens", type=int, default=32)
+    add("--output-tokens", type=int, default=64)
+    add("--repeats", type=int, default=3)
+    add("--threads", type=int, default=machine()["cores"])
+    add(
+        "--budget-s",
+        type=float,
+        default=330.0,
+        help="start no further round that would end later (default %(default)s)",
+    )
+    add(
+        "--baselines",
+        nargs="*",
+        default=["generate", "generate-float32", "continuous"],
+        help="of these three; may be empty",
+    )
+    add("--llama-cpp", nargs="?", const=sys.executable, metavar="PYTHON", help="also measure llama.cpp")
+    add("--out", type=Path, help="JSON file (default: bench/results/throughput-DATE.json)")
+    add("--quick", action="store_true", help="one short round at 1 and 8 streams")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.concurrency, arguments.repeats = [1, 8], 1
+        arguments.prompt_tokens, arguments.output_tokens = 16, 16
+    return arguments
+
+
+def describe(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
+    """Everything about the run that is known before it."""
+    read = memory_bandwidth(arguments.threads)
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "model": {"directory": model.name, "vocab_size": model_config(model)["vocab_size"]},
+        "threads": arguments.threads,
+        "prompt_tokens": arguments.prompt_tokens,
+        "output_tokens": arguments.output_tokens,
+        "weight_bytes": weight_bytes(model),
+        "memory_bytes_per_s": read,
+        "floor_steps_per_s": read / weight_bytes(model),
+    }
+
+
+class Bench:
+    """The systems under test and what was measured of them."""
+
+    def __init__(self, arguments: argparse.Namespace, model: Path) -> None:
+        self.arguments = arguments
+        self.rates: Rates = defaultdict(list)
+        self.loads: dict[int, list[LoadResult]] = defaultdict(list)
+        self.idle_cores = 0.0
+        self._model = model
+        self._vocab = model_config(model)["vocab_size"]
+        self._baselines: list[Baseline] = []
+        self._seed = 0
+
+    def start(self, stack: ExitStack) -> None:
+        """Start llmosd, then the baselines' workers; all stay and wait for their turns."""
+        threads = self.arguments.threads
+        self._daemon = stack.enter_context(
+            Daemon(self._model, threads=threads, max_rows=max(self.arguments.concurrency))
+        )
+        for name in self.arguments.baselines:
+            kind, _, dtype = name.partition("-")
+            worker = Baseline(kind, self._model, threads=threads, dtype=dtype or "bfloat16")
+            self._baselines.append(stack.enter_context(worker))
+        if self.arguments.llama_cpp:
+            worker = Baseline("llama.cpp", self._model, threads=threads, python=self.arguments.llama_cpp)
+            self._baselines.append(stack.enter_context(worker))
+        self.idle_cores = self._daemon.idle_cores()
+        if self.idle_cores > 0.1:
+            print(
+                f"warning: llmosd burns {self.idle_cores:.2f} cores while idle; the baselines suffer", file=sys.stderr
+            )
+
+    def round(self, *, warm_up: bool) -> None:
+        """One turn of every system at every level."""
+        for streams in self.arguments.concurrency:
+            if warm_up:
+                self._llmos(streams, WARM_UP_TOKENS)
+            load = self._llmos(streams, self.arguments.output_tokens)
+            self.loads[streams].append(load)
+            self._record("llmos", streams, load.tokens_per_s)
+            for baseline in self._baselines:
+                if not baseline.name.startswith("continuous") or streams == self._continuous_streams():
+                    self._baseline(baseline, streams, warm_up)
+
+    def _continuous_streams(self) -> int:
+        """transformers' continuous batching is too slow here for more than one level."""
+        return (
+            CONTINUOUS_STREAMS if CONTINUOUS_STREAMS in self.arguments.concurrency else max(self.arguments.concurrency)
+        )
+
+    def _llmos(self, streams: int, output_tokens: int) -> LoadResult:
+        async def load() -> LoadResult:
+            async with AsyncClient(self._daemon.run_dir, model="bench") as client:
+                return await run_load(client, self._prompts(streams), output_tokens)
+
+        return asyncio.run(load())
+
+    def _baseline(self, baseline: Baseline, streams: int, warm_up: bool) -> None:
+        if warm_up:
+            baseline.tokens_per_s(self._prompts(1), WARM_UP_TOKENS)
+        rate = baseline.tokens_per_s(self._prompts(streams), self.arguments.output_tokens)
+        self._record(baseline.name, streams, rate)
+
+    def _record(self, name: str, streams: int, rate: float) -> None:
+        self.rates[name, streams].append(rate)
+        print(f"  {name:22} {streams:3} streams  {rate:8.1f} tokens/s", flush=True)
+
+    def _prompts(self, streams: int) -> list[list[int]]:
+        """New ones for each turn, the same in each run of the benchmark."""
+        self._seed += 1
+        return prompts(streams, self.arguments.prompt_tokens, self._vocab, self._seed)
+
+
+def summary(bench: Bench, floor_steps_per_s: float) -> list[dict[str, Any]]:
+    """One entry per system and level: median rate, share of the floor, ratios, latencies."""
+    medians = {key: statistics.median(rates) for key, rates in bench.rates.items()}
+    entries = []
+    for (name, streams), rate in medians.items():
+        entry = {"system": name, "streams": streams, "tokens_per_s": rate, "turns": bench.rates[name, streams]}
+        entry["share_of_floor"] = rate / (floor_steps_per_s * streams)
+        if name == "llmos":
+            loads = bench.loads[streams]
+            for field in ("ttft_s", "gap_s"):
+                for index, label in enumerate(("p50", "p99")):
+                    entry[f"{field[:-2]}_{label}_ms"] = 1e3 * statistics.median(
+                        getattr(load, field)[index] for load in loads
+                    )
+        else:
+            entry["llmos_is_faster_by"] = medians["llmos", streams] / rate
+            entry["goal"] = CONTINUOUS_GOAL if name.startswith("continuous") else GOALS.get((name, streams))
+        entries.append(entry)
+    return entries
+
+
+def print_summary(facts: dict[str, Any]) -> None:
+    print(f"\nmedians of {facts['rounds']} rounds; llmosd idle: {facts['idle_cores']:.3f} cores")
+    print(f"{'system':22} {'streams':>7} {'tokens/s':>9} {'of floor':>9} {'llmos is':>9}   goal")
+    for entry in facts["results"]:
+        line = f"{entry['system']:22} {entry['streams']:7} {entry['tokens_per_s']:9.1f} {entry['share_of_floor']:9.0%}"
+        if entry["system"] == "llmos":
+            line += "            TTFT p50 {ttft_p50_ms:.0f} p99 {ttft_p99_ms:.0f} ms".format(**entry)
+            line += ", between tokens p50 {gap_p50_ms:.1f} p99 {gap_p99_ms:.1f} ms".format(**entry)
+        else:
+            line += f" {entry['llmos_is_faster_by']:8.2f}x" + (f"   {entry['goal']}x" if entry["goal"] else "")
+            if entry["goal"] and entry["llmos_is_faster_by"] < entry["goal"]:
+                line += "  MISSED"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What the SDK returns.
+
+Rows of `ps`, `status` and `models` are the protocol's own structs, so that nothing gets lost on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos.protocol.messages import (
+    ChatMessage,
+    LaneStatus,
+    ModelRow,
+    SeqRow,
+    ServiceStatus,
+    StatusReply,
+    TokenLogprobs,
+    Usage,
+)
+from llmos.protocol.params import SamplingParams
+
+__all__ = [
+    "ChatMessage",
+    "Chunk",
+    "Completion",
+    "LaneStatus",
+    "ModelRow",
+    "SamplingParams",
+    "SeqRow",
+    "ServiceStatus",
+    "StatusReply",
+    "TokenLogprobs",
+    "Tokenization",
+    "Usage",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a stream. `offset` is the position of its first token in the output, `rid` the sequence's id.
+
+    `text` may lag behind `token_ids`: half a character and the possible start of a stop string are held back.
+    The last chunk may have text and no tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    offset: int
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    rid: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer. `finish_reason`: stop, length, cancelled or killed; failures raise `SequenceFailed` instead.
+
+    `stop_string` is the stop string that ended the text, which does not contain it.
+    """
+
+    rid: int
+    model: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    stop_string: str | None
+    usage: Usage
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenization:
+    """Token ids of a text, each with its own piece of it."""
+
+    model: str
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)

@@ -1,0 +1,252 @@
+"""Configuration of the daemon: one TOML file, one frozen dataclass per table, one metadata entry per key.
+
+Units, ranges and defaults stand beside the keys here and nowhere else; the commented `llmosd.toml` is printed
+from them. Invariant: a `Config` that `load_config` returned is complete and in range; paths in it are absolute.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmos.errors import ConfigError
+from llmos.log import LEVELS
+from llmos.protocol.limits import MAX_CLIENTS, MAX_IN_FLIGHT_PER_CLIENT, MAX_MODEL_NAME_CHARS
+from llmos.toml_tables import Problems, key, locate, nearest, read_table, render_table, required
+
+EMBEDDED_MODEL = "demo"
+_MODEL_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/+-]{{0,{MAX_MODEL_NAME_CHARS - 1}}}")
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """The supervisor llmosd."""
+
+    run_dir: str = key(
+        "",
+        'Folder of sockets and lock. "" = $LLMOS_RUN_DIR, else $XDG_RUNTIME_DIR/llmosd, else /run/llmosd for root, '
+        "else /tmp/llmosd-UID.",
+    )
+    log_level: str = key("info", "Least important record that is written to stderr.", choices=LEVELS)
+    start_timeout_s: float = key(
+        120.0, "Longest time from start to ready, for each process.", unit="seconds", low=0.1, high=86_400
+    )
+    stop_timeout_s: float = key(
+        10.0, "Grace time of each process between the request to stop and SIGKILL.", unit="seconds", low=0, high=3600
+    )
+
+
+@dataclass(frozen=True)
+class MicrokernelConfig:
+    """The scheduler."""
+
+    max_rows: int = key(256, "Most sequences that run at once, per model.", unit="sequences", low=1, high=4096)
+    max_step_tokens: int = key(
+        2048,
+        "Token budget of one step: decode tokens and prefill chunks together.",
+        unit="tokens",
+        low=1,
+        high=1_048_576,
+    )
+    max_waiting: int = key(
+        100_000, "Most sequences that wait; more are refused as overloaded.", unit="sequences", low=0, high=10_000_000
+    )
+    steps_in_flight: int = key(
+        2, "Steps given to an executor before the first one's result must be back.", unit="steps", low=1, high=8
+    )
+    prefix_cache: bool = key(True, "Keep pages of ended sequences and reuse them where a prompt begins alike.")
+    client_window_tokens: int = key(
+        4096,
+        "Output tokens that a client may leave unread before its sequence is descheduled.",
+        unit="tokens",
+        low=512,  # twice what our SDK reads before it acknowledges
+        high=16_777_216,
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A served model; repeat the table for more. Without any, the embedded demonstration model is served."""
+
+    name: str = required("Name that clients ask for. It must be unique.")
+    path: str = key(
+        "",
+        'Hugging Face directory (config.json, tokenizer, safetensors), relative to this file. "" = the embedded model, '
+        'only for the name "demo".',
+    )
+    backend: str = key(
+        "auto",
+        "What computes: cpu = torch on the processor, fake = no model, for tests.",
+        choices=("auto", "cpu", "fake"),
+    )
+    dtype: str = key(
+        "auto",
+        "Number format of weights and KV cache; auto = as the checkpoint says.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    page_size: int = key(16, "KV cache page.", unit="tokens", low=1, high=1024)
+    num_pages: int = key(0, "KV cache pages; 0 = as many as kv_cache_gib holds.", unit="pages", low=0, high=2**31 - 1)
+    kv_cache_gib: float = key(1.0, "Memory for the KV cache, where num_pages is 0.", unit="GiB", low=0.001, high=65_536)
+    max_context: int = key(
+        0, "Longest prompt and output together; 0 = what the model was made for.", unit="tokens", low=0, high=16_777_216
+    )
+    threads: int = key(0, "Processor threads of the executor; 0 = physical cores.", unit="threads", low=0, high=1024)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The tokenizer."""
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """The model registry."""
+
+    state_dir: str = key(
+        "",
+        'Folder of what survives a restart. "" = $LLMOS_STATE_DIR, else /var/lib/llmos for root, else '
+        "$XDG_STATE_HOME/llmos or ~/.local/state/llmos.",
+    )
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """The client port."""
+
+    max_clients: int = key(MAX_CLIENTS, "Most connected clients.", unit="clients", low=1, high=65_536)
+    max_in_flight_per_client: int = key(
+        MAX_IN_FLIGHT_PER_CLIENT,
+        "Most requests of one client that have not ended.",
+        unit="requests",
+        low=1,
+        high=1_048_576,
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole file."""
+
+    daemon: DaemonConfig = DaemonConfig()
+    microkernel: MicrokernelConfig = MicrokernelConfig()
+    models: tuple[ModelConfig, ...] = (ModelConfig(EMBEDDED_MODEL),)
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    storage: StorageConfig = StorageConfig()
+    gateway: GatewayConfig = GatewayConfig()
+
+
+_TABLES: dict[str, type] = {
+    "daemon": DaemonConfig,
+    "microkernel": MicrokernelConfig,
+    "tokenizer": TokenizerConfig,
+    "storage": StorageConfig,
+    "gateway": GatewayConfig,
+}
+
+
+def load_config(path: Path | None) -> Config:
+    """Read a file, None = built-in defaults. `ConfigError` names each problem: file, line, key, nearest valid key."""
+    if path is None:
+        return Config()
+    try:
+        text = path.read_bytes().decode()
+        raw = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", field="config") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}", field="config") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}", field="config") from None
+    return _build(raw, Problems(str(path), locate(text)), path.absolute().parent)
+
+
+def _build(raw: dict[str, Any], problems: Problems, base: Path) -> Config:
+    valid = [*_TABLES, "models"]
+    for name in raw:
+        if name not in valid:
+            line_key = (name, 0, "") if (name, 0, "") in problems.lines else ("", 0, name)
+            problems.add(*line_key, f"unknown table [{name}]; {nearest(name, valid)}")
+    tables: dict[str, Any] = {name: read_table(cls, raw.get(name, {}), problems, name) for name, cls in _TABLES.items()}
+    config = Config(**tables, models=_models(raw.get("models"), problems, base))
+    if problems.found:
+        raise ConfigError(problems.text(), field=problems.first_key)
+    return replace(
+        config,
+        daemon=replace(config.daemon, run_dir=_absolute(config.daemon.run_dir, base)),
+        storage=replace(config.storage, state_dir=_absolute(config.storage.state_dir, base)),
+    )
+
+
+def _absolute(path: str, base: Path) -> str:
+    """A path of the file, relative to the file's folder; "" stays what it means."""
+    return str(base / Path(path).expanduser()) if path else ""
+
+
+def _models(raw: Any, problems: Problems, base: Path) -> tuple[ModelConfig, ...]:
+    if raw is None:
+        return (ModelConfig(EMBEDDED_MODEL),)
+    if not isinstance(raw, list) or not raw:
+        problems.add("models", 0, "", "models must be one or more [[models]] tables, in double brackets")
+        return ()
+    found: dict[str, int] = {}
+    models = []
+    for index, entry in enumerate(raw):
+        model = read_table(ModelConfig, entry, problems, "models", index)
+        if model.name and not _MODEL_NAME.fullmatch(model.name):
+            problems.add(
+                "models",
+                index,
+                "name",
+                f"models.name: {model.name!r} needs 1 to {MAX_MODEL_NAME_CHARS} letters, digits or ._:/+-",
+            )
+        elif model.name and model.name in found:
+            first = problems.lines.get(("models", found[model.name], "name"), 1)
+            problems.add(
+                "models", index, "name", f"models.name: {model.name!r} is already the name of the model at line {first}"
+            )
+        found.setdefault(model.name, index)
+        if not model.path and model.name not in ("", EMBEDDED_MODEL):
+            problems.add(
+                "models",
+                index,
+                "path",
+                f"models.path: model {model.name!r} needs a path; only {EMBEDDED_MODEL!r} is embedded",
+            )
+        models.append(replace(model, path=_absolute(model.path, base)))
+    return tuple(models)
+
+
+def model_path(model: ModelConfig) -> Path:
+    """The model's directory; the embedded model lies in the package."""
+    return Path(model.path) if model.path else Path(__file__).parent / "assets" / "demo-model"
+
+
+def state_dir(storage: StorageConfig) -> Path:
+    """Where state that survives a restart lives; not created here."""
+    if storage.state_dir:
+        return Path(storage.state_dir).absolute()
+    if chosen := os.environ.get("LLMOS_STATE_DIR"):
+        return Path(chosen).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/llmos")
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "llmos"
+
+
+def render_config() -> str:
+    """The commented configuration file with every key at its default; `llmosd.toml` in the repository is this text."""
+    lines = [
+        "# Configuration of llmosd: every key with its meaning, unit, range and default.",
+        "# Keys that are left out keep their default.",
+        "# Check an edited file with `llmosd --config FILE --check`; `llmosd --print-config` prints this text.",
+        "",
+    ]
+    for name, cls in _TABLES.items():
+        if cls.__dataclass_fields__:  # type: ignore[attr-defined]
+            lines += render_table(cls, name)
+    lines += render_table(ModelConfig, "models", array=True, values={"name": EMBEDDED_MODEL})
+    return "\n".join(lines).rstrip() + "\n"

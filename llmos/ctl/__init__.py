@@ -1,0 +1,1 @@
+"""The `llmosctl` command line, a client like any other. Entry: `main.py`."""

@@ -1,0 +1,49 @@
+"""Which processes make the daemon, and in which order.
+
+Stages start one after another, the services of a stage in parallel. They are stopped in the reverse order. The
+supervisor knows services by module name only and never imports them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmos.config import Config
+from llmos.ports.endpoint import RunDir
+
+_MODULES = {
+    "microkernel": "llmos.microkernel.main",
+    "storage": "llmos.services.storage",
+    "tokenizer": "llmos.services.tokenizer",
+    "executor": "llmos.services.executor",
+    "gateway": "llmos.services.gateway",
+}
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """One child: `name` is unique, `role` is what it says in its Hello."""
+
+    name: str
+    role: str
+    command: tuple[str, ...]
+
+
+Stages = tuple[tuple[ServiceSpec, ...], ...]
+
+
+def make_plan(config: Config, config_file: Path | None, run_dir: RunDir) -> Stages:
+    """The stages for a configuration. `config_file` None = children use the built-in defaults, too."""
+
+    def spec(role: str, model: str | None = None) -> ServiceSpec:
+        name = f"{role}.{model}" if model else role
+        # -P: the working directory must not shadow installed packages (PyPI has a package named `kernels`).
+        command = [sys.executable, "-P", "-m", _MODULES[role], "--run-dir", str(run_dir.path), "--name", name]
+        command += ["--config", str(config_file.absolute())] if config_file else []
+        command += ["--model", model] if model else []
+        return ServiceSpec(name, role, tuple(command))
+
+    executors = tuple(spec("executor", model.name) for model in config.models)
+    return ((spec("microkernel"),), (spec("storage"), spec("tokenizer"), *executors), (spec("gateway"),))

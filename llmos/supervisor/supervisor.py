@@ -1,0 +1,195 @@
+"""The process tree of one daemon: start in order, watch, report deaths, stop in reverse order.
+
+One thread, one poller (children's messages, pidfds, signals, the microkernel's answers). Never waits for a child
+without a time limit. A child that dies while the daemon serves is logged and reported to the microkernel and stays
+down; the daemon keeps running whichever child it was (policy.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import zmq
+
+from llmos.codes import ErrorCode, ServiceState
+from llmos.config import DaemonConfig
+from llmos.ports.core import Peer
+from llmos.ports.endpoint import RunDir
+from llmos.ports.sync import Listener
+from llmos.protocol.codec import Schema
+from llmos.protocol.messages import (
+    Heartbeat,
+    ServiceDown,
+    ServiceFailed,
+    ServiceReady,
+    ServiceReport,
+    Stop,
+    ToSupervisor,
+)
+from llmos.supervisor.kernel_link import KernelLink
+from llmos.supervisor.plan import Stages
+from llmos.supervisor.policy import Action, on_exit
+from llmos.supervisor.service import Service
+from llmos.supervisor.signals import StopSignals
+
+EXIT_CONFIG = 72  # also what a child exits with after a typed error
+_ROLES = frozenset({"microkernel", "executor", "tokenizer", "storage", "gateway"})
+_IDLE_TURN_S = 1.0  # also how often uptimes are reported
+_OPENING_TURN_S = 0.02  # while the microkernel has not answered our hello
+log = logging.getLogger(__name__)
+
+
+class StartFailed(Exception):
+    """The daemon can not start; the message names the service and the reason."""
+
+    def __init__(self, service: Service, reason: str, exit_code: int = 1) -> None:
+        super().__init__(f"{service.name} failed to start: {reason}")
+        self.exit_code = exit_code
+
+
+class StopRequested(Exception):
+    """A stop signal came before the daemon served."""
+
+
+class Supervisor:
+    """Owner of all children. Use: `start()`, `serve()`, and in any case `stop()`."""
+
+    def __init__(self, stages: Stages, run_dir: RunDir, limits: DaemonConfig, signals: StopSignals) -> None:
+        self._limits = limits
+        self._signals = signals
+        self._stages = [[Service(spec) for spec in stage] for stage in stages]
+        self.services = {service.name: service for stage in self._stages for service in stage}
+        schema: Schema[Any] = Schema(ToSupervisor)
+        self._listener: Listener[Any] = Listener(run_dir, "supervisor", schema, _ROLES)
+        self._link = KernelLink(run_dir)
+        self._starting = True
+        self._changed = False
+        self._next_report = 0.0
+        self._poller = zmq.Poller()
+        self._poller.register(self._listener.socket, zmq.POLLIN)
+        self._poller.register(signals.fd, zmq.POLLIN)
+
+    def start(self) -> None:
+        """Start all stages; returns when everything is ready. Raises `StartFailed` or `StopRequested`."""
+        for stage in self._stages:
+            for service in stage:
+                self._spawn(service)
+            while any(service.state is not ServiceState.RUNNING for service in stage):
+                self._turn(self._time_left(stage))
+                if self._signals.count:
+                    raise StopRequested
+                for service in stage:
+                    self._check_start(service)
+        self._starting = False
+
+    def serve(self) -> None:
+        """Watch the children until a stop signal comes."""
+        while not self._signals.count:
+            self._turn(_IDLE_TURN_S)
+
+    def stop(self) -> None:
+        """Stop all children, last started first; a further stop signal kills them at once."""
+        self._starting = False
+        signals_before = self._signals.count
+        for stage in reversed(self._stages):
+            alive = [service for service in stage if service.process]
+            for service in alive:
+                self._ask_to_stop(service)
+            while alive := [service for service in alive if service.process]:
+                now = time.monotonic()
+                for service in alive:
+                    if now >= service.stop_by or self._signals.count > signals_before:
+                        log.warning("%s does not stop: killing it", service.name)
+                        service.kill_group()
+                        service.stop_by = now + 1.0
+                self._turn(max(0.0, min(service.stop_by for service in alive) - now))
+        self._link.close()
+        self._listener.close()
+
+    def _spawn(self, service: Service) -> None:
+        service.start(time.monotonic())
+        self._poller.register(service.pidfd, zmq.POLLIN)
+        log.info("%s started, pid %d", service.name, service.pid)
+        self._changed = True
+
+    def _ask_to_stop(self, service: Service) -> None:
+        if service.peer is not None:
+            self._listener.send(service.peer, Stop())
+        service.ask_to_stop(time.monotonic() + self._limits.stop_timeout_s)
+        self._changed = True
+
+    def _time_left(self, stage: list[Service]) -> float:
+        started = [service.started_at for service in stage if service.state is ServiceState.STARTING]
+        return max(0.0, min(started) + self._limits.start_timeout_s - time.monotonic())
+
+    def _check_start(self, service: Service) -> None:
+        if service.failure is not None:
+            raise StartFailed(service, service.failure.message, _exit_code(service.failure))
+        late = time.monotonic() - service.started_at > self._limits.start_timeout_s
+        if service.state is ServiceState.STARTING and late:
+            raise StartFailed(service, f"not ready within {self._limits.start_timeout_s:g} s (daemon.start_timeout_s)")
+
+    def _turn(self, timeout_s: float) -> None:
+        """One round of the loop: wait, then serve whatever came. Messages go before deaths: they are older."""
+        limit = _OPENING_TURN_S if self._link.opening else _IDLE_TURN_S
+        self._poller.poll(int(min(timeout_s, limit) * 1000) + 1)
+        self._signals.drain()
+        while (received := self._listener.receive()) is not None:
+            self._on_message(*received)
+        for service in self.services.values():
+            if service.has_exited():
+                self._on_exit(service)
+        self._tell_microkernel()
+
+    def _on_message(self, peer: Peer, message: Any) -> None:
+        service = self.services.get(peer.name)
+        if service is None or service.pid != peer.pid:
+            log.warning("ignored %s of unknown process %s, pid %d", type(message).__name__, peer.name, peer.pid)
+            return
+        service.peer = peer
+        if isinstance(message, Heartbeat):
+            service.progress = message.progress
+        elif isinstance(message, ServiceReady) and service.state is ServiceState.STARTING:
+            service.ready(message.detail)
+            log.info("%s is ready after %.2f s: %s", peer.name, time.monotonic() - service.started_at, message.detail)
+            self._changed = True
+            if service.spec.role == "microkernel":
+                self._link.open()
+        elif isinstance(message, ServiceFailed):
+            service.failure = message
+            self._listener.send(peer, Stop())  # the child waits for this before it exits
+
+    def _on_exit(self, service: Service) -> None:
+        pid = service.pid
+        action = on_exit(service.state, starting_up=self._starting)
+        self._poller.unregister(service.pidfd)
+        if service.peer is not None:
+            self._listener.core.forget(service.peer)
+        exit_code, ending = service.reap(ServiceState.STOPPED if action is Action.EXPECTED else ServiceState.FATAL)
+        self._changed = True
+        if service.spec.role == "microkernel":
+            self._link.close()
+        if action is Action.EXPECTED:
+            log.info("%s stopped (%s)", service.name, ending)
+            return
+        if action is Action.ABORT_START:
+            if service.failure is not None:
+                raise StartFailed(service, service.failure.message, _exit_code(service.failure))
+            raise StartFailed(
+                service, f"{ending}; its own words are above", EXIT_CONFIG if exit_code == EXIT_CONFIG else 1
+            )
+        self._link.down(ServiceDown(service.spec.role, service.name, pid))
+        log.error("%s (pid %d) is down and stays down: %s", service.name, pid, ending)
+
+    def _tell_microkernel(self) -> None:
+        now = time.monotonic()
+        if self._changed or now >= self._next_report:
+            self._changed, self._next_report = False, now + _IDLE_TURN_S
+            self._link.report(ServiceReport(tuple(service.status(now) for service in self.services.values())))
+        self._link.pump()
+
+
+def _exit_code(failure: ServiceFailed) -> int:
+    return EXIT_CONFIG if failure.code in (ErrorCode.CONFIG, ErrorCode.MODEL) else 1

@@ -1,0 +1,128 @@
+"""What every service process does around its work: arguments, configuration, logging, signals, lifeline, exit codes.
+
+A service's `__main__.py` is one call: `service_main("executor", run)` or `async_service_main("gateway", run)`.
+`run` gets a `ServiceContext` and a connected lifeline; it calls `lifeline.ready(...)` when it can work and returns when
+it is asked to stop. Exit codes: 0 stopped on request, 72 a typed error (reported as `ServiceFailed`), 1 a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import faulthandler
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmos.config import Config, ModelConfig, load_config
+from llmos.errors import ConfigError, LlmosError
+from llmos.log import setup_logging
+from llmos.ports.endpoint import RunDir
+from llmos.ports.lifeline import AsyncLifeline, Lifeline
+
+EXIT_FAILED = 72
+_CONNECT_TIMEOUT_S = 10.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServiceContext:
+    """Who this process is. `model` is set for services that serve one model."""
+
+    config: Config
+    run_dir: RunDir
+    role: str
+    name: str
+    model: ModelConfig | None
+
+
+@dataclass(frozen=True)
+class _Start:
+    context: ServiceContext
+    supervised: bool
+
+
+def service_main(role: str, run: Callable[[ServiceContext, Lifeline], None]) -> None:
+    """Run a service with a blocking loop, then exit the process."""
+    start = _start(role)
+    line = Lifeline(start.context.run_dir, role, start.context.name, supervised=start.supervised)
+    try:
+        line.connect(_CONNECT_TIMEOUT_S)
+        run(start.context, line)
+        code = 0
+    except LlmosError as error:
+        log.error("%s", error.message)
+        line.failed(error)
+        code = EXIT_FAILED
+    except Exception as error:  # the one broad except of the process: report, then die
+        log.exception("stopped by a bug")
+        line.failed(_as_bug(error))
+        code = 1
+    line.close()
+    sys.exit(code)
+
+
+def async_service_main(role: str, run: Callable[[ServiceContext, AsyncLifeline], Awaitable[None]]) -> None:
+    """Run a service on an event loop (uvloop where it is installed), then exit the process."""
+    start = _start(role)
+    try:
+        from uvloop import run as run_loop
+    except ImportError:
+        run_loop = asyncio.run
+    sys.exit(run_loop(_run_async(start, run)))
+
+
+async def _run_async(start: _Start, run: Callable[[ServiceContext, AsyncLifeline], Awaitable[None]]) -> int:
+    line = AsyncLifeline(start.context.run_dir, start.context.role, start.context.name, supervised=start.supervised)
+    try:
+        await line.connect(_CONNECT_TIMEOUT_S)
+        await run(start.context, line)
+        code = 0
+    except LlmosError as error:
+        log.error("%s", error.message)
+        await line.failed(error)
+        code = EXIT_FAILED
+    except Exception as error:  # the one broad except of the process: report, then die
+        log.exception("stopped by a bug")
+        await line.failed(_as_bug(error))
+        code = 1
+    await line.close()
+    return code
+
+
+def _as_bug(error: Exception) -> LlmosError:
+    return LlmosError(f"{type(error).__name__}: {error}")
+
+
+def _start(role: str) -> _Start:
+    parser = argparse.ArgumentParser(prog=f"llmos {role}", description="Started by llmosd; by hand only for tests.")
+    parser.add_argument("--run-dir", required=True, type=Path)
+    parser.add_argument("--config", type=Path, help="configuration file; without it the built-in defaults")
+    parser.add_argument("--name", default="")
+    parser.add_argument("--model", help="the model this process serves")
+    parser.add_argument(
+        "--no-supervisor", action="store_true", help="run alone: print `ready NAME` instead of reporting"
+    )
+    options = parser.parse_args()
+    name = options.name or (f"{role}.{options.model}" if options.model else role)
+    faulthandler.enable()
+    setup_logging(name, "info")
+    try:
+        config = load_config(options.config)
+        setup_logging(name, config.daemon.log_level)
+        context = ServiceContext(config, RunDir(options.run_dir), role, name, _find_model(config, options.model))
+    except ConfigError as error:
+        log.error("%s", error.message)
+        sys.exit(EXIT_FAILED)
+    return _Start(context, supervised=not options.no_supervisor)
+
+
+def _find_model(config: Config, name: str | None) -> ModelConfig | None:
+    if name is None:
+        return None
+    for model in config.models:
+        if model.name == name:
+            return model
+    raise ConfigError(f"no model {name!r} in the configuration", field="models")

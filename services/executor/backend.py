@@ -1,0 +1,73 @@
+"""What computes steps: the interface between the service loop and its implementations. Imports no torch.
+
+Two implementations: `cpu.CpuBackend` and `fake.FakeBackend`, with the same row table, the same checks and the same results' form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from llmos.config import ModelConfig
+from llmos.protocol.messages import RowLogprobs, StepPlan
+
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Budgets that configuration sets from above."""
+
+    max_rows: int
+    max_step_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What was measured from below; goes into `ExecutorReady`."""
+
+    num_pages: int
+    page_size: int
+    max_rows: int
+    max_step_tokens: int
+    max_context: int
+    vocab_size: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """The parts of a `StepResult` that the backend knows; `samples` and `failed` as on the wire."""
+
+    samples: bytes
+    logprobs: tuple[RowLogprobs, ...]
+    failed: bytes
+
+
+class Backend(Protocol):
+    """Executes plans, one after the other, in one thread."""
+
+    capabilities: Capabilities
+    description: str
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Apply a plan and compute its step. Asserts that the plan is possible."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all rows: a new generation begins."""
+        ...
+
+
+def open_backend(model: ModelConfig, directory: Path, limits: Limits, tick: Tick) -> Backend:
+    """Load the model's backend; raises `ModelError`. `tick` is called often while it loads and computes."""
+    if model.backend == "fake":
+        from llmos.services.executor.fake import FakeBackend
+
+        return FakeBackend.open(model, directory, limits)
+    from llmos.services.executor.cpu import CpuBackend  # imports torch, which the fake must never do
+
+    return CpuBackend.open(model, directory, limits, tick)

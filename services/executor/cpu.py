@@ -1,0 +1,111 @@
+"""The CPU backend: torch, weights packed once, paged attention over gathered pages.
+
+`execute` is one step: apply the plan, flatten its work, one forward pass, sample, write the tokens back into the row table. Nothing
+waits for the microkernel inside it, and the next plan may already be in the socket.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from llmos.codes import FinishReason
+from llmos.config import ModelConfig
+from llmos.errors import ConfigError
+from llmos.protocol.codec import pack_i32
+from llmos.protocol.messages import StepPlan
+from llmos.services.executor.attention import PagedAttention
+from llmos.services.executor.backend import Capabilities, Limits, StepOutput, Tick
+from llmos.services.executor.batch import build_batch
+from llmos.services.executor.kv_cache import KVCache, count_pages
+from llmos.services.executor.linear import make_linear
+from llmos.services.executor.loader import load_decoder
+from llmos.services.executor.models.decoder import Decoder
+from llmos.services.executor.rows import RowTable
+from llmos.services.executor.sampler import Sampled, sample
+from llmos.services.executor.spec import limit_context, read_spec
+
+log = logging.getLogger(__name__)
+
+
+class CpuBackend:
+    """Executes plans on the processor."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, max_context: int, limits: Limits) -> None:
+        spec = decoder.spec
+        context = min(max_context, cache.num_pages * cache.page_size)
+        self.decoder = decoder
+        self.cache = cache
+        self.attention = PagedAttention(spec, cache)
+        self.rows = RowTable(limits.max_rows, context, cache.page_size, cache.num_pages)
+        dtype = str(cache.dtype).removeprefix("torch.")
+        self.capabilities = Capabilities(
+            cache.num_pages,
+            cache.page_size,
+            limits.max_rows,
+            limits.max_step_tokens,
+            context,
+            spec.vocab_size,
+            dtype,
+            "cpu",
+        )
+        self.description = (
+            f"{spec.architecture}, {spec.num_layers} layers, {dtype} on cpu with {torch.get_num_threads()} threads, "
+            f"{cache.num_pages} pages of {cache.page_size} tokens ({cache.num_bytes / 2**30:.2f} GiB)"
+        )
+
+    @classmethod
+    def open(cls, model: ModelConfig, directory: Path, limits: Limits, tick: Tick) -> CpuBackend:
+        """Load a model directory; raises `ModelError`, or `ConfigError` for settings the model can not have."""
+        torch.set_num_threads(model.threads or _physical_cores())
+        spec = read_spec(directory)
+        max_context = limit_context(spec, model.max_context)
+        decoder, dtype = load_decoder(directory, spec, model.dtype, make_linear, tick)
+        num_pages = count_pages(spec, model.page_size, dtype, model.num_pages, model.kv_cache_gib)
+        try:
+            cache = KVCache(spec, num_pages, model.page_size, dtype)
+        except RuntimeError as error:  # torch has no narrower type for an allocation that fails
+            raise ConfigError(
+                f"{num_pages} pages of KV cache do not fit in memory: {error}", field="num_pages"
+            ) from None
+        return cls(decoder, cache, max_context, limits)
+
+    def reset(self) -> None:
+        self.rows.clear()
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepOutput:
+        work = self.rows.apply(plan)
+        self.cache.clear(work.fresh_pages)
+        failed = list(work.skipped)
+        if not work.decode.size and not work.chunks:
+            return StepOutput(b"", (), _failures(failed))
+        batch = build_batch(self.rows, work, self.cache)
+        self.attention.start_step(batch)
+        hidden = self.decoder.forward(batch.token_ids, batch.positions, self.attention)
+        self.rows.computed_to(work)
+        if not batch.sample_rows.size:
+            return StepOutput(b"", (), _failures(failed))
+        logits = self.decoder.logits(hidden.index_select(0, batch.sample_index))
+        sampled = sample(logits, batch.sample_rows, self.rows)
+        self.rows.append(sampled.rows, sampled.tokens)
+        self.rows.failed[list(sampled.failed)] = True
+        return StepOutput(_samples(sampled), sampled.logprobs, _failures([*failed, *sampled.failed]))
+
+
+def _samples(sampled: Sampled) -> bytes:
+    return np.stack((sampled.rows, sampled.positions, sampled.tokens), axis=1).astype("<i4").tobytes()
+
+
+def _failures(rows: list[int]) -> bytes:
+    return pack_i32(value for row in rows for value in (row, FinishReason.NUMERICAL_ERROR))
+
+
+def _physical_cores() -> int:
+    """Physical cores that this process may use."""
+    allowed = len(psutil.Process().cpu_affinity())
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))

@@ -1,0 +1,153 @@
+"""The executor process: load a model, register with the microkernel, execute its plans until asked to stop.
+
+States: loading -> greeting (hello sent) -> announcing (ExecutorReady sent) -> serving (ExecutorWelcome with a generation received).
+A microkernel that restarted answers with an Error whose field is "hello": back to greeting, and its welcome starts a new
+generation with an empty row table. Plans of another generation are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import time
+from typing import Any
+
+from llmos.config import model_path
+from llmos.errors import ProtocolError, from_code
+from llmos.ports.lifeline import Lifeline
+from llmos.ports.sync import Dialer, PortSet
+from llmos.protocol import handshake
+from llmos.protocol.codec import Schema
+from llmos.protocol.messages import (
+    Error,
+    ExecutorReady,
+    ExecutorWelcome,
+    FromKernel,
+    Message,
+    StepPlan,
+    StepResult,
+    Welcome,
+)
+from llmos.services.base import ServiceContext
+from llmos.services.executor.backend import Backend, Limits, open_backend
+
+log = logging.getLogger(__name__)
+
+_IDLE_WAIT_S = 0.1  # how often an idle executor looks for signals and beats
+_NO_GENERATION = -1
+
+
+class Pulse:
+    """Called wherever the work loop turns, also between layers: listens to the supervisor and beats."""
+
+    def __init__(self, line: Lifeline) -> None:
+        self.line = line
+        self._turns = 0
+
+    def __call__(self) -> None:
+        self._turns += 1
+        self.line.poll()
+        self.line.beat(self._turns, time.monotonic())
+
+
+class ExecutorService:
+    """The loop between the microkernel's port and a backend."""
+
+    def __init__(self, name: str, model: str, backend: Backend, port: Dialer[Any], pulse: Pulse) -> None:
+        self.name = name
+        self.model = model
+        self.backend = backend
+        self.port = port
+        self.pulse = pulse
+        self.line = pulse.line
+        self.generation = _NO_GENERATION
+        self.steps = 0
+        self.plans_dropped = 0
+        self._ready = False
+        self._idle_since = time.monotonic()
+
+    def run(self, greet_timeout_s: float) -> None:
+        """Register, then serve until the lifeline says stop."""
+        self.port.greet("executor", self.name, greet_timeout_s)
+        self._announce()
+        ports = PortSet(self.line.port, self.port)
+        while not self.line.stopping:
+            message = self._receive()
+            if message is None:
+                ports.wait(_IDLE_WAIT_S)
+            else:
+                self._handle(message)
+            self.pulse()
+
+    def _receive(self) -> Message | None:
+        try:
+            return self.port.receive()  # type: ignore[no-any-return]
+        except ProtocolError as error:
+            log.error("the microkernel sent a bad message: %s", error)
+            return None
+
+    def _handle(self, message: Message) -> None:
+        if isinstance(message, StepPlan):
+            self._execute(message)
+        elif isinstance(message, ExecutorWelcome):
+            self._serve(message.generation)
+        elif isinstance(message, Welcome):
+            handshake.check_answer(message, "the microkernel")
+            self._announce()
+        elif isinstance(message, Error) and message.field == "hello":
+            log.info("the microkernel restarted; registering again")
+            self.generation = _NO_GENERATION
+            self.port.send(handshake.hello("executor", self.name))
+        elif isinstance(message, Error):
+            raise from_code(message.code, message.message, field=message.field)
+        else:
+            log.error("unexpected %s from the microkernel", type(message).__name__)
+
+    def _announce(self) -> None:
+        fields = dataclasses.asdict(self.backend.capabilities)
+        self.port.send(ExecutorReady(model=self.model, **fields))
+
+    def _serve(self, generation: int) -> None:
+        self.backend.reset()
+        self.generation = generation
+        self._idle_since = time.monotonic()
+        if not self._ready:
+            self._ready = True
+            self.line.ready(self.backend.description)
+        log.info("serving %s as generation %d", self.model, generation)
+
+    def _execute(self, plan: StepPlan) -> None:
+        if plan.generation != self.generation:
+            self.plans_dropped += 1
+            return
+        started = time.monotonic()
+        output = self.backend.execute(plan)
+        ended = time.monotonic()
+        busy_us, idle_us = int((ended - started) * 1e6), int((started - self._idle_since) * 1e6)
+        self.steps += 1
+        self._idle_since = ended
+        self.port.send(
+            StepResult(plan.generation, plan.step, output.samples, output.logprobs, output.failed, busy_us, idle_us)
+        )
+
+
+def run(context: ServiceContext, line: Lifeline) -> None:
+    """The service's body, called by `service_main`."""
+    assert context.model is not None, "an executor is started with --model"
+    config, model = context.config, context.model
+    # Threads that spin at the end of each parallel region would take the cores that the microkernel needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    started = time.monotonic()
+    pulse = Pulse(line)
+    limits = Limits(config.microkernel.max_rows, config.microkernel.max_step_tokens)
+    backend = open_backend(model, model_path(model), limits, pulse)
+    log.info("%s: ready in %.1f s: %s", model.name, time.monotonic() - started, backend.description)
+    gc.collect()
+    gc.freeze()
+    port: Dialer[Any] = Dialer(context.run_dir, "kernel", Schema(FromKernel))
+    try:
+        ExecutorService(context.name, model.name, backend, port, pulse).run(config.daemon.start_timeout_s)
+    finally:
+        port.close()

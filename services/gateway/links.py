@@ -1,0 +1,116 @@
+"""A gateway's connection to a service that may come and go.
+
+States: down -> up (hello answered) -> down (the connection was lost, or the service spoke nonsense) -> up ...
+`on_up` and `on_down` alternate, starting with `on_up`; messages only arrive between them. Sends while down are
+refused, not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from llmos.errors import LlmosError, ProtocolError
+from llmos.ports.aio import AsyncDialer
+from llmos.ports.endpoint import RunDir
+from llmos.ports.monitor import LossMonitor
+from llmos.protocol.codec import Schema
+from llmos.protocol.messages import Message, Welcome
+
+log = logging.getLogger(__name__)
+_GREET_TIMEOUT_S = 5.0
+_RETRY_S = 0.1
+_FAIR_SHARE = 64  # messages handled before other tasks get a turn: a receive that need not wait never yields
+
+
+class Link:
+    """Run `run()` as a task; the callbacks are synchronous."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        socket: str,
+        schema: Schema[Any],
+        *,
+        name: str,
+        on_message: Callable[[Any], None],
+        on_up: Callable[[], None] = lambda: None,
+        on_down: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.socket = socket
+        self._run_dir = run_dir
+        self._schema = schema
+        self._name = name
+        self._on_message = on_message
+        self._on_up = on_up
+        self._on_down = on_down
+        self._dialer: AsyncDialer[Any] | None = None
+        self._is_up = asyncio.Event()
+
+    @property
+    def is_up(self) -> bool:
+        return self._is_up.is_set()
+
+    async def wait_up(self) -> None:
+        await self._is_up.wait()
+
+    def send(self, message: Message) -> bool:
+        """False if the service is not there."""
+        return self.is_up and self._dialer is not None and self._dialer.send(message)
+
+    async def run(self) -> None:
+        """Connect, serve, and connect again; ends by cancellation, or by a refusal that time will not mend."""
+        while True:
+            self._dialer = AsyncDialer(self._run_dir, self.socket, self._schema)
+            monitor = LossMonitor(self._dialer.socket)
+            try:
+                if await self._greet(self._dialer):
+                    await self._serve(self._dialer, monitor)
+            finally:
+                monitor.close()
+                self._dialer.close()
+            await asyncio.sleep(_RETRY_S)
+
+    async def _greet(self, dialer: AsyncDialer[Any]) -> bool:
+        try:
+            await dialer.greet("gateway", self._name, _GREET_TIMEOUT_S)
+        except ProtocolError:
+            raise  # mixed versions: a bug of the installation
+        except LlmosError as error:
+            log.info("%s: %s", self.socket, error.message)
+            return False
+        return True
+
+    async def _serve(self, dialer: AsyncDialer[Any], monitor: LossMonitor) -> None:
+        reader = asyncio.create_task(self._read(dialer))
+        lost = asyncio.create_task(monitor.lost())
+        self._is_up.set()
+        self._on_up()
+        try:
+            await asyncio.wait({reader, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                reader.result()
+            log.warning("%s: connection lost", self.socket)
+        finally:
+            self._is_up.clear()
+            for task in (reader, lost):
+                task.cancel()
+            await asyncio.gather(reader, lost, return_exceptions=True)
+            self._on_down()
+
+    async def _read(self, dialer: AsyncDialer[Any]) -> None:
+        """Hand on what arrives; returns if the service can not be understood."""
+        num_read = 0
+        while True:
+            try:
+                message = await dialer.receive()
+            except ProtocolError as error:
+                log.error("%s: %s", self.socket, error.message)
+                return
+            if not isinstance(message, Welcome):
+                self._on_message(message)
+            num_read += 1
+            if num_read % _FAIR_SHARE == 0:
+                await asyncio.sleep(0)

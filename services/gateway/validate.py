@@ -1,0 +1,145 @@
+"""What a client may ask for, pure. Whatever passes is feasible for its model; what does not raises the typed error
+that names the field.
+
+The prompt has one name for callers, `prompt`, however it was given. All limits are in `llmos.protocol.limits`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import msgspec
+
+from llmos.errors import ContextTooLong, InvalidRequest, NotFound, ProtocolError
+from llmos.protocol import limits
+from llmos.protocol.codec import unpack_i32
+from llmos.protocol.messages import ChatMessage, Generate, ModelInfo, Tokenize
+from llmos.protocol.params import SamplingParams
+
+_NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checked:
+    """A request whose model, form and parameters are good. Its prompt's tokens are checked when they are known."""
+
+    model: ModelInfo
+    params: SamplingParams
+
+
+def check_generate(message: Generate, models: Mapping[str, ModelInfo]) -> Checked:
+    """Everything that can be checked before the prompt is encoded."""
+    info = find_model(message.model, models)
+    _check_prompt(message.text, message.messages, message.token_ids, info)
+    if message.client_request_id is not None and not 0 < len(message.client_request_id) <= limits.MAX_REQUEST_ID_CHARS:
+        raise InvalidRequest(
+            f"client_request_id: 1 to {limits.MAX_REQUEST_ID_CHARS} characters", field="client_request_id"
+        )
+    message.params.check()
+    return Checked(info, complete_params(message.params, info))
+
+
+def check_tokenize(message: Tokenize, models: Mapping[str, ModelInfo]) -> ModelInfo:
+    info = find_model(message.model, models)
+    _check_prompt(message.text, message.messages, None, info)
+    return info
+
+
+def find_model(name: str | None, models: Mapping[str, ModelInfo]) -> ModelInfo:
+    """The named model; without a name, the first one served."""
+    if not models:
+        raise NotFound("no model is served", field="model")
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise NotFound(
+            f"model {name[: limits.MAX_MODEL_NAME_CHARS]!r} is not served; served are: {', '.join(sorted(models))}",
+            field="model",
+        )
+    return models[name]
+
+
+def complete_params(params: SamplingParams, info: ModelInfo) -> SamplingParams:
+    """Fill what the caller left open from the model's defaults; add the model's own stop tokens."""
+    filled = {}
+    for name, neutral in _NEUTRAL.items():
+        if getattr(params, name) is None:
+            default = getattr(info.defaults, name)
+            filled[name] = neutral if default is None else default
+    for token, _ in params.logit_bias:
+        _check_token("logit_bias", token, info)
+    for token in params.stop_token_ids:
+        _check_token("stop_token_ids", token, info)
+    eos = () if params.ignore_eos else info.eos_token_ids
+    stops = tuple(dict.fromkeys((*params.stop_token_ids, *eos)))
+    if len(stops) > limits.MAX_STOP_TOKEN_IDS:
+        raise InvalidRequest(
+            f"stop_token_ids: {len(stops)} entries with the model's own, the limit is {limits.MAX_STOP_TOKEN_IDS}",
+            field="stop_token_ids",
+        )
+    return msgspec.structs.replace(params, stop_token_ids=stops, **filled)
+
+
+def check_tokens(prompt: bytes, params: SamplingParams, info: ModelInfo) -> SamplingParams:
+    """Judge the encoded prompt; returns `params` with `max_tokens` within the room that is left."""
+    try:
+        ids = unpack_i32(prompt)
+    except ProtocolError as error:
+        raise InvalidRequest(f"prompt: {error.message}", field="prompt") from None
+    if not ids:
+        raise InvalidRequest("prompt is empty", field="prompt")
+    if len(ids) >= info.max_context:
+        raise ContextTooLong(
+            f"prompt has {len(ids)} tokens; {info.model} has a context of {info.max_context}, "
+            "which must hold at least one token more",
+            field="prompt",
+        )
+    lowest, highest = min(ids), max(ids)
+    if lowest < 0 or highest >= info.vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise InvalidRequest(
+            f"prompt: token id {wrong} is outside [0, {info.vocab_size}), the vocabulary of {info.model}",
+            field="prompt",
+        )
+    room = info.max_context - len(ids)
+    max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+    return msgspec.structs.replace(params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))
+
+
+def _check_prompt(
+    text: str | None, messages: tuple[ChatMessage, ...] | None, token_ids: bytes | None, info: ModelInfo
+) -> None:
+    given = sum(part is not None for part in (text, messages, token_ids))
+    if given != 1:
+        raise InvalidRequest(
+            f"prompt: exactly one of text, token_ids and messages must be set, {given} are", field="prompt"
+        )
+    if not (text or messages or token_ids):
+        raise InvalidRequest("prompt is empty", field="prompt")
+    if token_ids is not None:
+        if len(token_ids) > 4 * limits.MAX_PROMPT_TOKENS:
+            raise InvalidRequest(
+                f"prompt: {len(token_ids) // 4} token ids, the limit is {limits.MAX_PROMPT_TOKENS}", field="prompt"
+            )
+        return
+    if messages is not None:
+        _check_chat(messages, info)
+    size = len(text.encode()) if text else sum(len(m.role.encode()) + len(m.content.encode()) for m in messages or ())
+    if size > limits.MAX_PROMPT_BYTES:
+        raise InvalidRequest(f"prompt: {size} bytes, the limit is {limits.MAX_PROMPT_BYTES}", field="prompt")
+
+
+def _check_chat(messages: tuple[ChatMessage, ...], info: ModelInfo) -> None:
+    if len(messages) > limits.MAX_CHAT_MESSAGES:
+        raise InvalidRequest(
+            f"prompt: {len(messages)} messages, the limit is {limits.MAX_CHAT_MESSAGES}", field="prompt"
+        )
+    # The field tells this refusal from all others: callers may fall back to plain text.
+    if not info.has_chat_template:
+        raise InvalidRequest(f"{info.model} has no chat template; send plain text or token ids", field="messages")
+
+
+def _check_token(field: str, token: int, info: ModelInfo) -> None:
+    if not 0 <= token < info.vocab_size:
+        raise InvalidRequest(f"{field}: token id {token} is outside [0, {info.vocab_size})", field=field)

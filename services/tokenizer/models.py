@@ -1,0 +1,203 @@
+"""The models that a tokenizer process serves: one `ServedModel` per configured model, loaded once, never changed.
+
+A directory without any tokenizer is served too: it takes and gives token ids only. Its `ModelInfo` has no chat
+template, encoding text is refused with a typed error, and decoding gives empty text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from llmos.errors import InvalidRequest, LlmosError, ModelError, NotFound
+from llmos.protocol.messages import ChatMessage, ModelInfo
+from llmos.services.tokenizer.chat import ChatTemplate, find_template
+from llmos.services.tokenizer.directory import ModelDirectory
+from llmos.services.tokenizer.incremental import DecodePlan, token_bytes
+from llmos.services.tokenizer.stream import TextStream
+
+log = logging.getLogger(__name__)
+
+_OTHER_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_FAKE_VOCAB_SIZE, _FAKE_CONTEXT = 32_000, 8192  # the fake executor's, where there is no config.json
+
+
+class ServedModel:
+    """Text <-> token ids of one model."""
+
+    def __init__(self, info: ModelInfo, tokenizer: Tokenizer | None, chat: ChatTemplate | None) -> None:
+        self.info = info
+        self._tokenizer = tokenizer
+        self._chat = chat
+        self._plan = DecodePlan(tokenizer) if tokenizer else None
+        self._byte_level = tokenizer is not None and "ByteLevel" in _decoder_json(tokenizer)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a plain prompt, with the special tokens that the tokenizer itself adds (BOS)."""
+        return self._encode(text, add_special_tokens=True)
+
+    def encode_chat(self, messages: tuple[ChatMessage, ...]) -> list[int]:
+        """Ids of a conversation by the model's chat template, which writes its own special tokens."""
+        if self._chat is None:
+            raise InvalidRequest(
+                f"model {self.info.model} has no chat template: send text or token_ids", field="messages"
+            )
+        return self._encode(self._chat.render(messages), add_special_tokens=False)
+
+    def pieces(self, ids: Iterable[int]) -> tuple[str, ...]:
+        """Each token alone, as text for people; a part of a character shows as U+FFFD."""
+        tokenizer = self._need_tokenizer("token_ids")
+        tokens = [tokenizer.id_to_token(token_id) or "" for token_id in ids]
+        if self._byte_level:
+            return tuple(token_bytes(token).decode(errors="replace") for token in tokens)
+        return tuple(token.replace("\u2581", " ") for token in tokens)
+
+    def open_stream(self, stops: tuple[str, ...]) -> TextStream:
+        return TextStream(self._plan, stops)
+
+    def describe(self) -> str:
+        """One phrase for the line that people see at start."""
+        if self._tokenizer is None:
+            return f"{self.info.model}: vocab {self.info.vocab_size}, no tokenizer (token ids only)"
+        chat = "chat template" if self._chat else "no chat template"
+        return f"{self.info.model}: vocab {self.info.vocab_size}, {chat}"
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        tokenizer = self._need_tokenizer("text")
+        try:  # the batch call works outside the interpreter lock; the plain one does not
+            encoded = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except Exception as error:  # noqa: BLE001  (the Rust library raises bare Exception, e.g. no unknown token)
+            raise InvalidRequest(f"text: the model's tokenizer can not encode it: {error}", field="text") from None
+        ids: list[int] = encoded[0].ids
+        return ids
+
+    def _need_tokenizer(self, field: str) -> Tokenizer:
+        if self._tokenizer is None:
+            raise InvalidRequest(f"model {self.info.model} has no tokenizer: send token_ids", field=field)
+        return self._tokenizer
+
+
+def load_model(name: str, path: Path, *, max_context: int = 0, fake: bool = False) -> ServedModel:
+    """Read one directory. `max_context` 0 = the model's own; `fake`: there may be no config.json."""
+    directory = ModelDirectory(path, required=not fake)
+    invented = fake and not directory.config
+    if not directory.config and not fake:
+        raise ModelError(f"{path / 'config.json'}: missing or empty", field="config.json")
+    tokenizer = _load_tokenizer(directory)
+    template = find_template(path, directory.tokenizer) if tokenizer else None
+    eos = directory.eos_token_ids()
+    if not eos and tokenizer is not None and "eos_token" in directory.special_tokens:
+        found = tokenizer.token_to_id(directory.special_tokens["eos_token"])
+        eos = () if found is None else (found,)
+    own_vocab = tokenizer.get_vocab_size() if tokenizer and not invented else _FAKE_VOCAB_SIZE
+    info = ModelInfo(
+        model=name,
+        vocab_size=directory.vocab_size() or own_vocab,
+        max_context=directory.max_context(max_context or (_FAKE_CONTEXT if invented else 0)),
+        eos_token_ids=eos,
+        has_chat_template=template is not None,
+        defaults=directory.sampling_defaults(),
+    )
+    chat = None if template is None else ChatTemplate(template, directory.special_tokens)
+    return ServedModel(info, tokenizer, chat)
+
+
+def _load_tokenizer(directory: ModelDirectory) -> Tokenizer | None:
+    """The directory's tokenizer; None if it has none at all.
+
+    Which special tokens go around a text is tokenizer.json's to say: as in transformers, `add_bos_token` and
+    `add_eos_token` of tokenizer_config.json do not count beside it.
+    """
+    file = directory.path / "tokenizer.json"
+    if not file.exists():
+        others = [name for name in _OTHER_TOKENIZER_FILES if (directory.path / name).exists()]
+        return _convert(directory.path, others[0]) if others else None
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001  (the Rust library raises bare Exception for every problem of a file)
+        raise ModelError(f"{file}: {error}", field="tokenizer.json") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    _add_tokens(tokenizer, directory)
+    return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, directory: ModelDirectory) -> None:
+    """Tokens that only tokenizer_config.json knows; named special tokens are special whatever tokenizer.json says."""
+    listed = directory.tokenizer.get("added_tokens_decoder")
+    entries = listed.items() if isinstance(listed, dict) else ()
+    by_id = sorted(entries, key=lambda item: (len(item[0]), item[0]))  # numbers as text
+    known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    wanted = [_added_token(directory, entry) for _, entry in by_id]
+    tokenizer.add_tokens([token for token in wanted if repr(token) not in known])
+    present = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    named = [text for text in dict.fromkeys(directory.special_tokens.values()) if text not in present]
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in named])
+
+
+def _added_token(directory: ModelDirectory, entry: Any) -> AddedToken:
+    try:
+        flags = {key: bool(entry[key]) for key in _TOKEN_FLAGS if key in entry}
+        return AddedToken(entry["content"], **flags)
+    except (TypeError, KeyError):
+        file = directory.path / "tokenizer_config.json"
+        raise ModelError(f"{file}: bad entry in added_tokens_decoder", field="added_tokens_decoder") from None
+
+
+def _convert(path: Path, found: str) -> Tokenizer:
+    """A tokenizer in an older format, converted by transformers where it can."""
+    from transformers import AutoTokenizer  # seconds to import: only for these directories
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    except Exception as error:  # noqa: BLE001  (converters raise whatever their format's library raises)
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ModelError(
+            f"{path}: tokenizer.json is missing and {found} can not be converted here: {reason}", field="tokenizer.json"
+        ) from None
+
+
+def _decoder_json(tokenizer: Tokenizer) -> str:
+    """The decoder as JSON text; "" if there is none."""
+    return "" if tokenizer.decoder is None else tokenizer.decoder.__getstate__().decode()
+
+
+class ModelTable:
+    """All configured models by name. One that could not be loaded keeps its error and harms no other."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, ServedModel] = {}
+        self._failed: dict[str, LlmosError] = {}
+
+    def add(self, model: ServedModel) -> None:
+        self._models[model.info.model] = model
+
+    def add_failed(self, name: str, error: LlmosError) -> None:
+        log.error("model %s: %s", name, error.message)
+        self._failed[name] = error
+
+    def get(self, name: str) -> ServedModel:
+        """The model; raises `NotFound`, or the error that loading it gave."""
+        if name in self._failed:
+            raise self._failed[name]
+        if name not in self._models:
+            raise NotFound(f"no model {name!r}; served: {', '.join(sorted(self._models))}", field="model")
+        return self._models[name]
+
+    def check(self) -> None:
+        """Raise the first failure if there is nothing to serve."""
+        if not self._models and self._failed:
+            raise next(iter(self._failed.values()))
+
+    def infos(self) -> tuple[ModelInfo, ...]:
+        return tuple(model.info for model in self._models.values())
+
+    def describe(self) -> str:
+        failed = [f"{name}: failed" for name in self._failed]
+        return "; ".join([*(model.describe() for model in self._models.values()), *failed])

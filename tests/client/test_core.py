@@ -1,0 +1,139 @@
+"""The SDK without I/O: routing, gaps, endings, acknowledgements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gateway_world import usage
+
+from llmos.client._core import ACK_EVERY_TOKENS, AckCounter, ClientCore, Generation, Reply
+from llmos.client.types import Chunk, Completion
+from llmos.codes import ErrorCode, FinishReason
+from llmos.errors import NotFound, ProtocolError, SequenceFailed, Unavailable
+from llmos.protocol import messages as m
+
+
+def stream(core: ClientCore) -> tuple[int, list[Any]]:
+    items: list[Any] = []
+    req, _ = core.add(lambda req: Generation(req, items.append))
+    return req, items
+
+
+def test_a_stream_becomes_chunks_and_a_completion() -> None:
+    core = ClientCore()
+    req, items = stream(core)
+    logprobs = (m.TokenLogprobs(-0.5), m.TokenLogprobs(-0.25))
+    core.receive(m.Accepted(req, 77, "demo", 3))
+    core.receive(m.Tokens(req, 0, (5, 6), "ab", logprobs))
+    core.receive(m.Tokens(req, 2, (7,), "", (m.TokenLogprobs(-1.0),)))
+    core.receive(m.Finished(req, 77, FinishReason.STOP, "c", usage(3, 3), "END"))
+    assert items == [
+        Chunk("ab", (5, 6), 0, logprobs, 77),
+        Chunk("", (7,), 2, (m.TokenLogprobs(-1.0),), 77),
+        Chunk("c", (), 3, None, 77),
+        Completion(77, "demo", "abc", (5, 6, 7), "stop", "END", usage(3, 3), (*logprobs, m.TokenLogprobs(-1.0))),
+    ]
+    assert len(core) == 0
+
+
+@pytest.mark.parametrize("offset", [1, 3])
+def test_a_gap_or_repetition_is_a_protocol_error_and_cancels(offset: int) -> None:
+    core = ClientCore()
+    req, items = stream(core)
+    core.receive(m.Accepted(req, 77, "demo", 3))
+    core.receive(m.Tokens(req, 0, (5, 6), "ab"))
+    assert core.receive(m.Tokens(req, offset, (7,), "c")) == m.Cancel(req)
+    assert isinstance(items[-1], ProtocolError)
+    assert f"offset {offset}, expected 2" in str(items[-1])
+    core.receive(m.Finished(req, 77, FinishReason.CANCELLED, "", usage()))
+    assert len(items) == 2
+    assert core.stray == 1
+
+
+@pytest.mark.parametrize("reason", [reason for reason in FinishReason if reason.is_failure])
+def test_failures_raise_with_rid_and_reason(reason: FinishReason) -> None:
+    core = ClientCore()
+    req, items = stream(core)
+    core.receive(m.Finished(req, 77, reason, "", usage()))
+    (error,) = items
+    assert isinstance(error, SequenceFailed)
+    assert error.rid == 77
+    assert reason.name.lower() in error.message
+
+
+@pytest.mark.parametrize("reason", [reason for reason in FinishReason if not reason.is_failure])
+def test_asked_for_endings_are_completions(reason: FinishReason) -> None:
+    core = ClientCore()
+    req, items = stream(core)
+    core.receive(m.Finished(req, 77, reason, "", usage()))
+    assert items[0].finish_reason == reason.name.lower()
+
+
+def test_an_unknown_reason_is_a_protocol_error() -> None:
+    core = ClientCore()
+    req, items = stream(core)
+    core.receive(m.Finished(req, 77, 200, "", usage()))
+    assert isinstance(items[0], ProtocolError)
+
+
+def test_streams_do_not_mix() -> None:
+    core = ClientCore()
+    (one, first), (two, second) = stream(core), stream(core)
+    core.receive(m.Tokens(two, 0, (2,), "2"))
+    core.receive(m.Tokens(one, 0, (1,), "1"))
+    core.receive(m.Error(one, ErrorCode.NOT_FOUND, "no such model", "model"))
+    core.receive(m.Tokens(two, 1, (3,), "3"))
+    assert [item.text for item in second] == ["2", "3"]
+    assert isinstance(first[-1], NotFound)
+    assert (first[-1].field, str(first[-1])) == ("model", "no such model")
+
+
+def test_replies_get_their_type_or_an_error() -> None:
+    core = ClientCore()
+    got: list[Any] = []
+    numbers = [core.add(lambda _: Reply(m.PsReply, got.append))[0] for _ in range(3)]
+    core.receive(m.PsReply(numbers[0], ()))
+    core.receive(m.Killed(numbers[1], 5))
+    core.receive(m.Error(numbers[2], ErrorCode.UNAVAILABLE, "no"))
+    assert got[0] == m.PsReply(numbers[0], ())
+    assert isinstance(got[1], ProtocolError)
+    assert isinstance(got[2], Unavailable)
+    assert len(core) == 0
+
+
+@pytest.mark.parametrize("how", ["death", "error without number"])
+def test_everybody_is_told_when_the_connection_is_useless(how: str) -> None:
+    core = ClientCore()
+    (_, first), (_, second) = stream(core), stream(core)
+    if how == "death":
+        core.fail_all(Unavailable("lost"))
+    else:
+        core.receive(m.Error(0, ErrorCode.UNAVAILABLE, "lost"))
+    assert [str(item) for item in first + second] == ["lost", "lost"]
+    assert len(core) == 0
+
+
+def test_probes_and_tails_are_ignored() -> None:
+    core = ClientCore()
+    req, items = stream(core)
+    assert core.receive(m.Welcome(1, "x", "client", 1)) is None
+    assert core.forget(req)
+    assert not core.forget(req)
+    core.receive(m.Tokens(req, 0, (1,), "x"))
+    assert items == []
+    assert core.stray == 1
+
+
+def test_numbers_are_not_reused() -> None:
+    core = ClientCore()
+    first, _ = stream(core)
+    core.forget(first)
+    assert stream(core)[0] == first + 1
+
+
+def test_acknowledge_every_256_tokens_read() -> None:
+    acks = AckCounter()
+    told = [upto for _ in range(100) if (upto := acks.read(10)) is not None]
+    assert told == [260, 520, 780]
+    assert AckCounter().read(ACK_EVERY_TOKENS) == ACK_EVERY_TOKENS

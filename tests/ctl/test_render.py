@@ -1,0 +1,95 @@
+"""How rows look: complete at 80 columns, harmless to a terminal, JSON with names."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from llmos.client.types import Chunk, LaneStatus, SeqRow, ServiceStatus, StatusReply, Tokenization, Usage
+from llmos.ctl import render
+
+ROW = SeqRow(12345, "alice", "demo", 2, 1234, 567, 1000, 113, 0, 0, 83_000.0, 41.27)
+
+
+def draw(thing: Any, width: int = 80) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False).print(thing)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_ps_fits_80_columns_and_shows_everything() -> None:
+    long = SeqRow(
+        99_999_999, "somebody-with-a-long-name", "Qwen/Qwen3-235B-A22B-Instruct-2507", 3, 131072, 65536, 1, 8192, 0, 9,
+        3.6e8, 1234.5,
+    )  # fmt: skip
+    lines = draw(render.ps_table([ROW, long]))
+    assert lines[0].split() == ["RID", "OWNER", "MODEL", "STATE", "PROMPT", "OUTPUT", "PAGES", "TOK/S", "AGE"]
+    assert lines[2].split() == ["12345", "alice", "demo", "running", "1234", "567", "113", "41.3", "1m23s"]
+    assert all(len(line) <= 80 for line in lines)
+    assert len(lines) == 4
+    for cell in ("99999999", "preempted", "131072", "65536", "8192", "1234.5", "4d04h"):
+        assert cell in lines[3].split()
+
+
+def test_nothing_moves_the_cursor() -> None:
+    assert render.printable("a\x1b[2Jb\x07c\r\x9bd\n\te漢") == "a�[2Jb�c��d\n\te漢"
+    evil = SeqRow(1, "\x1b]0;x", "[red]m[/red]", 2, 1, 1, 1, 1, 0, 0, 1.0, 1.0)
+    line = draw(render.ps_table([evil]))[2]
+    assert "\x1b" not in line
+    assert "[red]m[/red]" in line
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"),
+    [
+        (0, "0.0s"),
+        (12_340, "12.3s"),
+        (83_000, "1m23s"),
+        (3_600_000, "1h00m"),
+        (187 * 60_000, "3h07m"),
+        (1.9e8, "2d04h"),
+    ],
+)
+def test_durations(milliseconds: float, shown: str) -> None:
+    assert render.duration(milliseconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(999, "999 B"), (1500, "1.5 KB"), (15_300_000, "15.3 MB"), (2e12, "2.0 TB")]
+)
+def test_sizes(count: float, shown: str) -> None:
+    assert render.size(count) == shown
+
+
+def test_json_has_names(capsys: pytest.CaptureFixture[str]) -> None:
+    render.write_json([ROW])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["rid"], row["state"], row["tokens_per_s"]) == (12345, "running", 41.27)
+    status = StatusReply(1, "0.1.0", 5.0, (), (ServiceStatus("gateway", 4, 0, 2, 0.0, "x"),))
+    assert render.to_plain(status)["services"][0]["state"] == "backoff"
+    assert render.to_plain(ServiceStatus("x", 77, 0, 0, 0.0, ""))["state"] == "77"
+    plain = {"text": "é", "token_ids": [1, 2], "offset": 0, "logprobs": None, "rid": 4}
+    assert render.to_plain(Chunk("é", (1, 2), 0, rid=4)) == plain
+    assert render.to_plain({"usage": 1}) == {"usage": 1}
+    assert render.to_plain(Usage(1, 2, 3, 4, 5.0, 6.0))["cached_tokens"] == 2
+
+
+def test_status_and_tokens() -> None:
+    lane = LaneStatus("demo", 1, True, 16, 64, 60, 2, 1, 3, 9, 27, 0, 8, 16, 0, "float32", "cpu", 512)
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    services = (ServiceStatus("executor.demo", 3, 42, 1, 61_000.0, "weights in 0.2 s"),)
+    render.print_status(console, StatusReply(1, "0.1.0", 61_000.0, (lane,), services))
+    text = out.getvalue()
+    assert text.startswith("llmosd 0.1.0, up 1m01s\n")
+    assert ["demo", "cpu", "float32", "512", "3", "1", "4/64", "27", "50%"] in [
+        line.split() for line in text.splitlines()
+    ]
+    assert "weights in 0.2 s" in text
+    out.seek(0)
+    render.print_tokens(console, Tokenization("demo", (5, 66), ("a", " \n")))
+    assert ["66", '"', '\\n"'] in [line.split() for line in out.getvalue().splitlines()]

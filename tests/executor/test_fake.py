@@ -1,0 +1,103 @@
+"""The fake backend: documented tokens, the same plans as the real one, and no torch in its process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from plan_driver import PlanDriver
+
+from llmos.protocol.codec import pack_i32
+from llmos.protocol.messages import RowAdd, StepPlan
+from llmos.protocol.params import SamplingParams
+from llmos.services.executor.backend import Limits
+from llmos.services.executor.fake import FakeBackend, fake_token
+
+
+def make_fake(**changes) -> FakeBackend:
+    return FakeBackend(
+        Limits(8, 128), **{"vocab_size": 500, "max_context": 256, "num_pages": 64, "page_size": 4} | changes
+    )
+
+
+def test_tokens_are_the_documented_function_however_they_are_batched():
+    driver = PlanDriver(make_fake(), chunk=5)
+    seqs = [driver.add(range(length), 20, seed=length) for length in (3, 11, 30)]
+    for _ in range(12):
+        driver.step()
+    driver.release(seqs[0])  # preempted
+    driver.run()
+    for seq in seqs:
+        expected = [fake_token(seq.params.seed, len(seq.prompt) + i, 500) for i in range(20)]
+        assert seq.output == expected
+
+
+def test_fake_token_is_pinned():
+    assert [fake_token(1, position, 32_000) for position in range(4)] == PINNED
+    assert all(0 <= fake_token(seed, 9, 7) < 7 for seed in range(100))
+
+
+PINNED = [15280, 1617, 31184, 1214]
+
+
+def test_logprobs_are_certain():
+    driver = PlanDriver(make_fake())
+    seq = driver.add([1, 2], 3, logprobs=2)
+    driver.run()
+    assert [entry.logprob for entry in seq.logprobs] == [0.0] * 3
+    assert [entry.top_ids for entry in seq.logprobs] == [(token,) for token in seq.output]
+
+
+def test_context_is_bounded_by_the_pool():
+    assert make_fake(num_pages=8).capabilities.max_context == 32
+    assert make_fake(num_pages=640).capabilities.max_context == 256
+
+
+def test_no_torch_in_its_process():
+    code = (
+        "import sys; import llmos.services.executor.service, llmos.services.executor.fake;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'safetensors')))"
+    )
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def add(row: int = 0, tokens: tuple[int, ...] = (1, 2, 3), pages: tuple[int, ...] = (0,), **changes) -> RowAdd:
+    fields = {"rid": 1, "prompt_len": len(tokens), "num_computed": 0, "params": SamplingParams(seed=1)} | changes
+    return RowAdd(row=row, tokens=pack_i32(tokens), pages=pack_i32(pages), **fields)
+
+
+def plan(adds=(), *, frees=(), appends=(), prefill=(), decode=()) -> StepPlan:
+    return StepPlan(1, 1, pack_i32(frees), tuple(adds), pack_i32(appends), pack_i32(prefill), pack_i32(decode))
+
+
+@pytest.mark.parametrize(
+    ("steps", "complaint"),
+    [
+        ([plan([add(8)])], "row 8 of 8"),
+        ([plan([add()]), plan([add()])], "row 0 is not free"),
+        ([plan(frees=[2])], "row 2 is free"),
+        ([plan([add(pages=(64,))])], r"pages \[64\] of 64"),
+        ([plan([add(pages=(-1,))])], r"pages \[-1\] of 64"),
+        ([plan([add(num_computed=3)])], "3 of 3 tokens are computed"),
+        ([plan([add(num_computed=2, pages=())])], "0 pages for 2 computed tokens"),
+        ([plan([add(params=SamplingParams())])], "row 0 has no seed"),
+        ([plan([add(tokens=())])], "0 tokens"),
+        ([plan([add()], appends=[0, 2, 5])], "page index 2"),
+        ([plan([add()], appends=[1, 0, 5])], "row 1 is free"),
+        ([plan([add()], prefill=[0, 1, 2, 1])], "0 are computed"),
+        ([plan([add()], prefill=[0, 0, 4, 0])], "past its 3 tokens"),
+        ([plan([add()], prefill=[0, 0, 2, 1])], "samples before the newest token"),
+        ([plan([add()], prefill=[0, 0, 0, 0])], "is empty"),
+        ([plan([add(pages=())], prefill=[0, 0, 3, 1])], "no page for"),
+        ([plan([add()], decode=[0])], "more than their newest token"),
+        ([plan(decode=[5])], "one is free"),
+        ([plan([add(tokens=(1, 2, 3, 4))], prefill=[0, 0, 4, 1]), plan(decode=[0])], "no page for their newest token"),
+    ],
+)
+def test_impossible_plans_are_refused(steps, complaint):
+    backend = make_fake()
+    for step in steps[:-1]:
+        backend.execute(step)
+    with pytest.raises(AssertionError, match=complaint):
+        backend.execute(steps[-1])

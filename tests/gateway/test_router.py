@@ -1,0 +1,261 @@
+"""Routing between clients, tokenizer and microkernel, without sockets: clients that leave, clients that do not
+read, services that fail.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway_world import model_info, usage
+
+from llmos.codes import ErrorCode, FinishReason
+from llmos.ports.core import ListenerCore, Peer
+from llmos.protocol import messages as m
+from llmos.protocol.codec import Schema, pack_i32
+from llmos.protocol.params import SamplingParams
+from llmos.services.gateway import clients as clients_module
+from llmos.services.gateway.clients import ClientTable
+from llmos.services.gateway.router import ANSWER_TIMEOUT_S, Router
+
+
+class FakeListener:
+    """A ROUTER whose clients may be gone or not reading."""
+
+    def __init__(self) -> None:
+        self.core: ListenerCore[Any] = ListenerCore("client", Schema(m.ClientToGateway), frozenset({"client"}), 1, 8)
+        self.sent: dict[bytes, list[m.Message]] = {}
+        self.gone: set[bytes] = set()
+        self.full: set[bytes] = set()
+
+    def send(self, peer: Peer, message: m.Message) -> bool:
+        if peer.routing_id in self.gone:
+            self.core.counters.unroutable += 1
+            return False
+        if peer.routing_id in self.full:
+            self.core.counters.high_water += 1
+            return False
+        self.sent.setdefault(peer.routing_id, []).append(message)
+        return True
+
+
+class World:
+    def __init__(self, max_in_flight: int = 8) -> None:
+        self.text: list[m.Message] = []
+        self.kernel: list[m.Message] = []
+        self.text_up = self.kernel_up = True
+        self.listener = FakeListener()
+        self.router = Router(self._send_text, self._send_kernel, max_in_flight)
+        self.router.models = {"echo": model_info()}
+        self.table: ClientTable[int] = ClientTable(self.listener, self.router.on_client_gone)  # type: ignore[arg-type]
+        self.router.clients = self.table
+
+    def _send_text(self, message: m.Message) -> bool:
+        if self.text_up:
+            self.text.append(message)
+        return self.text_up
+
+    def _send_kernel(self, message: m.Message) -> bool:
+        if self.kernel_up:
+            self.kernel.append(message)
+        return self.kernel_up
+
+    def client(self, name: bytes, message: Any, now: float = 0.0) -> None:
+        peer = self.listener.core.peers.setdefault(name, Peer(name, 1, "client", name.decode(), 42, 0))
+        self.router.on_client(self.table.of(peer), message, now)
+
+    def generate(self, name: bytes = b"a", req: int = 1, **changes: Any) -> None:
+        fields: dict[str, Any] = {"text": None, "token_ids": pack_i32([65, 66]), "messages": None, "model": None}
+        self.client(name, m.Generate(req=req, params=SamplingParams(max_tokens=50), **(fields | changes)))
+
+    def stream(self, name: bytes = b"a", req: int = 1, rid: int = 500) -> None:
+        """A request that has come as far as streaming."""
+        self.generate(name, req)
+        submit = self.kernel[-1]
+        assert isinstance(submit, m.SeqSubmit)
+        self.router.on_kernel(m.SeqAccepted(submit.req, rid))
+
+    def step(self, *entries: tuple[int, int, tuple[int, ...]], ends: tuple[m.SeqEnd, ...] = ()) -> None:
+        self.router.on_kernel(m.SeqTokens(tuple(m.TokenEntry(*entry) for entry in entries), ends))
+
+    def errors(self, name: bytes = b"a") -> list[tuple[int, int]]:
+        return [(e.req, e.code) for e in self.listener.sent.get(name, []) if isinstance(e, m.Error)]
+
+
+def test_one_decode_step_per_batch() -> None:
+    world = World()
+    world.stream(req=1, rid=500)
+    world.stream(req=2, rid=501)
+    before = len(world.text)
+    world.step((500, 0, (65,)), (501, 0, (66, 67)), (999, 0, (1,)))
+    (step,) = world.text[before:]
+    assert isinstance(step, m.DecodeStep)
+    assert [item.ids for item in step.items] == [(65,), (66, 67)]
+
+
+def test_a_client_that_left_is_found_at_the_next_send() -> None:
+    world = World()
+    world.stream(b"a", 1, 500)
+    world.stream(b"a", 2, 501)
+    world.stream(b"b", 1, 502)
+    world.listener.gone.add(b"a")
+    stream = world.text[0]
+    assert isinstance(stream, m.DecodeOpen)
+    world.step((500, 0, (65,)))
+    world.router.on_text(m.Decoded((m.DecodedItem(stream.stream, "A", 1),)), 0.0)
+    cancels = [message for message in world.kernel if isinstance(message, m.SeqCancel)]
+    assert cancels == [m.SeqCancel(500, FinishReason.CANCELLED), m.SeqCancel(501, FinishReason.CANCELLED)]
+    assert len(world.router) == 1
+    assert b"a" not in world.listener.core.peers
+    assert b"b" in world.listener.core.peers
+
+
+def test_a_probe_finds_clients_that_left_without_a_word() -> None:
+    world = World()
+    world.stream(b"a", 1, 500)
+    world.stream(b"b", 1, 501)
+    world.listener.gone.add(b"a")
+    world.table.probe()
+    assert m.SeqCancel(500, FinishReason.CANCELLED) in world.kernel
+    assert list(world.listener.core.peers) == [b"b"]
+    assert isinstance(world.listener.sent[b"b"][-1], m.Welcome)
+
+
+def test_a_sequence_accepted_after_its_client_left_is_cancelled() -> None:
+    world = World()
+    world.generate()
+    world.listener.gone.add(b"a")
+    world.table.probe()
+    submit = world.kernel[-1]
+    assert isinstance(submit, m.SeqSubmit)
+    world.router.on_kernel(m.SeqAccepted(submit.req, 500))
+    assert world.kernel[-1] == m.SeqCancel(500, FinishReason.CANCELLED)
+
+
+def test_a_client_that_does_not_read_gets_everything_later_and_holds_up_nobody() -> None:
+    world = World()
+    world.stream(b"a", 1, 500)
+    world.stream(b"b", 1, 501)
+    streams = [message.stream for message in world.text if isinstance(message, m.DecodeOpen)]
+    world.listener.full.add(b"a")
+    for offset in range(3):
+        world.step((500, offset, (65,)), (501, offset, (66,)))
+        items = tuple(m.DecodedItem(stream, "x", 1) for stream in streams)
+        world.router.on_text(m.Decoded(items), 0.0)
+    assert [t.offset for t in world.listener.sent[b"b"] if isinstance(t, m.Tokens)] == [0, 1, 2]
+    assert [t for t in world.listener.sent[b"a"] if isinstance(t, m.Tokens)] == []
+    world.listener.full.clear()
+    world.table.flush()
+    assert [t.offset for t in world.listener.sent[b"a"] if isinstance(t, m.Tokens)] == [0, 1, 2]
+
+
+def test_a_client_with_too_much_unread_is_dropped(monkeypatch: Any) -> None:
+    monkeypatch.setattr(clients_module, "MAX_BACKLOG", 3)
+    world = World()
+    world.stream(b"a", 1, 500)
+    world.listener.full.add(b"a")
+    for req in range(10, 16):
+        world.client(b"a", m.PsGet(req))  # each is refused with an Error that does not get through
+    assert m.SeqCancel(500, FinishReason.CANCELLED) in world.kernel
+    assert len(world.router) == 0
+
+
+def test_in_flight_limit() -> None:
+    world = World(max_in_flight=2)
+    for req in (1, 2, 3):
+        world.generate(req=req)
+    world.generate(b"b")
+    assert world.errors(b"a") == [(3, ErrorCode.OVERLOADED)]
+    assert world.errors(b"b") == []
+
+
+def test_a_number_in_use_is_refused_and_the_first_request_lives() -> None:
+    world = World()
+    world.stream(req=1)
+    world.generate(req=1)
+    assert world.errors() == [(1, ErrorCode.INVALID_REQUEST)]
+    assert len(world.router) == 1
+
+
+def test_encoded_prompt_over_the_context_fails_typed() -> None:
+    world = World()
+    world.generate(text="x" * 600, token_ids=None)
+    encode = world.text[-1]
+    assert isinstance(encode, m.Encode)
+    world.router.on_text(m.Encoded(encode.req, pack_i32([1] * 600)), 0.0)
+    assert world.errors() == [(1, ErrorCode.CONTEXT_TOO_LONG)]
+    assert len(world.router) == 0
+
+
+def test_errors_of_services_reach_the_client_with_its_number() -> None:
+    world = World()
+    world.generate(req=3, text="x", token_ids=None)
+    encode = world.text[-1]
+    assert isinstance(encode, m.Encode)
+    world.router.on_text(m.Error(encode.req, ErrorCode.INVALID_REQUEST, "bad template", "messages"), 0.0)
+    world.generate(req=4)
+    submit = world.kernel[-1]
+    assert isinstance(submit, m.SeqSubmit)
+    world.router.on_kernel(m.Error(submit.req, ErrorCode.OVERLOADED, "queue is full"))
+    assert world.listener.sent[b"a"] == [
+        m.Error(3, ErrorCode.INVALID_REQUEST, "bad template", "prompt"),
+        m.Error(4, ErrorCode.OVERLOADED, "queue is full"),
+    ]
+    assert len(world.router) == 0
+
+
+def test_services_that_are_not_there_or_silent_are_unavailable() -> None:
+    world = World()
+    world.kernel_up = False
+    world.generate(req=1)
+    world.kernel_up, world.text_up = True, False
+    world.generate(req=2, text="x", token_ids=None)
+    world.client(b"a", m.Tokenize(3, None, "x", None))
+    world.text_up = True
+    world.generate(req=4, text="x", token_ids=None)
+    world.client(b"a", m.Tokenize(5, None, "x", None))
+    world.generate(req=6)
+    assert world.errors() == [(req, ErrorCode.UNAVAILABLE) for req in (1, 2, 3)]
+    world.router.tick(ANSWER_TIMEOUT_S - 0.1)
+    assert len(world.router) == 3
+    world.router.tick(ANSWER_TIMEOUT_S)
+    assert world.errors() == [(req, ErrorCode.UNAVAILABLE) for req in range(1, 7)]
+    assert len(world.router) == 0
+
+
+def test_the_limit_of_silence_does_not_hit_a_stream() -> None:
+    world = World()
+    world.stream()
+    world.router.tick(ANSWER_TIMEOUT_S * 10)
+    assert world.errors() == []
+    assert len(world.router) == 1
+
+
+def test_a_lost_microkernel_fails_its_sequences_but_not_encodings() -> None:
+    world = World()
+    world.stream(req=1)
+    world.generate(req=2)
+    world.generate(req=3, text="x", token_ids=None)
+    world.router.on_kernel_down()
+    assert world.errors() == [(1, ErrorCode.UNAVAILABLE), (2, ErrorCode.UNAVAILABLE)]
+    assert len(world.router) == 1
+
+
+def test_a_lost_tokenizer_fails_encodings_and_cancels_streams() -> None:
+    world = World()
+    world.stream(req=1, rid=500)
+    world.generate(req=2, text="x", token_ids=None)
+    world.client(b"a", m.Tokenize(3, None, "x", None))
+    world.router.on_text_down()
+    assert world.errors() == [(2, ErrorCode.UNAVAILABLE), (3, ErrorCode.UNAVAILABLE)]
+    assert world.kernel[-1] == m.SeqCancel(500, FinishReason.TOKENIZER_FAILED)
+    world.step(ends=(m.SeqEnd(500, FinishReason.TOKENIZER_FAILED, usage(2, 0)),))
+    last = world.listener.sent[b"a"][-1]
+    assert isinstance(last, m.Finished)
+    assert (last.req, last.reason) == (1, FinishReason.TOKENIZER_FAILED)
+    assert len(world.router) == 0
+
+
+def test_control_messages_on_the_wrong_socket_are_refused() -> None:
+    world = World()
+    world.client(b"a", m.StatusGet(9))
+    assert world.errors() == [(9, ErrorCode.INVALID_REQUEST)]

@@ -1,0 +1,113 @@
+"""What the gateway refuses, with the field it names."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from gateway_world import model_info
+
+from llmos.errors import ContextTooLong, InvalidRequest, LlmosError, NotFound
+from llmos.protocol import limits
+from llmos.protocol import messages as m
+from llmos.protocol.codec import pack_i32
+from llmos.protocol.params import SamplingParams
+from llmos.services.gateway.validate import check_generate, check_tokenize, check_tokens, complete_params
+
+MODELS = {"echo": model_info(), "plain": model_info("plain", has_chat_template=False)}
+CHAT = (m.ChatMessage("user", "hi"),)
+
+
+def generate(**changes: Any) -> m.Generate:
+    fields: dict[str, Any] = {
+        "req": 1,
+        "model": None,
+        "text": "hello",
+        "token_ids": None,
+        "messages": None,
+        "params": SamplingParams(),
+    }
+    return m.Generate(**(fields | changes))
+
+
+def params(**fields: Any) -> dict[str, Any]:
+    return {"params": SamplingParams(**fields)}
+
+
+BAD: list[tuple[dict[str, Any], type[LlmosError], str, str]] = [
+    ({"model": "nope"}, NotFound, "model", "served are: echo, plain"),
+    ({"text": ""}, InvalidRequest, "prompt", "empty"),
+    ({"text": None}, InvalidRequest, "prompt", "exactly one"),
+    ({"messages": CHAT}, InvalidRequest, "prompt", "exactly one"),
+    ({"text": None, "messages": ()}, InvalidRequest, "prompt", "empty"),
+    ({"text": None, "token_ids": b""}, InvalidRequest, "prompt", "empty"),
+    ({"text": "x" * (5 * 1024 * 1024)}, InvalidRequest, "prompt", "5242880 bytes"),
+    ({"text": None, "messages": CHAT * 1025}, InvalidRequest, "prompt", "1025 messages"),
+    ({"text": None, "messages": CHAT, "model": "plain"}, InvalidRequest, "messages", "no chat template"),
+    ({"text": None, "token_ids": b"\0" * 4 * (limits.MAX_PROMPT_TOKENS + 1)}, InvalidRequest, "prompt", "1048577"),
+    ({"client_request_id": "x" * 65}, InvalidRequest, "client_request_id", "64"),
+    ({"client_request_id": ""}, InvalidRequest, "client_request_id", "64"),
+    (params(temperature=math.nan), InvalidRequest, "temperature", "nan"),
+    (params(temperature=math.inf), InvalidRequest, "temperature", "inf"),
+    (params(top_p=2.0), InvalidRequest, "top_p", "2.0"),
+    (params(max_tokens=0), InvalidRequest, "max_tokens", "0"),
+    (params(max_tokens=10**12), InvalidRequest, "max_tokens", "1000000000000"),
+    (params(logit_bias=((256, 1.0),)), InvalidRequest, "logit_bias", "256"),
+    (params(stop_token_ids=(300,)), InvalidRequest, "stop_token_ids", "300"),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "field", "words"), BAD)
+def test_bad_requests_name_their_field(changes: dict[str, Any], kind: type[LlmosError], field: str, words: str) -> None:
+    with pytest.raises(LlmosError) as caught:
+        check_generate(generate(**changes), MODELS)
+    assert type(caught.value) is kind
+    assert caught.value.field == field
+    assert words in caught.value.message
+
+
+def test_without_a_name_the_first_model_answers() -> None:
+    assert check_generate(generate(), MODELS).model.model == "echo"
+    assert check_generate(generate(model="plain"), MODELS).model.model == "plain"
+    assert check_tokenize(m.Tokenize(1, None, "x", None), MODELS).model == "echo"
+
+
+def test_nothing_served_is_not_found() -> None:
+    with pytest.raises(NotFound, match="no model"):
+        check_generate(generate(), {})
+
+
+def test_params_become_complete() -> None:
+    info = model_info(defaults=SamplingParams(temperature=0.6, top_k=20), eos_token_ids=(7, 9))
+    done = complete_params(SamplingParams(top_k=5, stop_token_ids=(3, 7)), info)
+    assert (done.temperature, done.top_k, done.top_p, done.min_p, done.repetition_penalty) == (0.6, 5, 1.0, 0.0, 1.0)
+    assert done.stop_token_ids == (3, 7, 9)
+    assert done.seed is None
+    assert complete_params(SamplingParams(ignore_eos=True), info).stop_token_ids == ()
+
+
+def test_room_limits_max_tokens() -> None:
+    info = model_info(max_context=10)
+    prompt = pack_i32([1, 2, 3])
+    assert check_tokens(prompt, SamplingParams(), info).max_tokens == 7
+    assert check_tokens(prompt, SamplingParams(max_tokens=5), info).max_tokens == 5
+    clamped = check_tokens(prompt, SamplingParams(max_tokens=100, min_tokens=50), info)
+    assert (clamped.max_tokens, clamped.min_tokens) == (7, 7)
+    assert check_tokens(pack_i32([1] * 9), SamplingParams(), info).max_tokens == 1
+
+
+def test_prompt_that_fills_the_context_is_too_long() -> None:
+    with pytest.raises(ContextTooLong, match=r"10 tokens.*context of 10") as caught:
+        check_tokens(pack_i32([1] * 10), SamplingParams(), model_info(max_context=10))
+    assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("blob", "words"),
+    [(pack_i32([1, 256]), "256"), (pack_i32([-1, 5]), "-1"), (b"abc", "multiple of 4"), (b"", "empty")],
+)
+def test_bad_token_ids(blob: bytes, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        check_tokens(blob, SamplingParams(), model_info())
+    assert caught.value.field == "prompt"

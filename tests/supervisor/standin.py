@@ -1,0 +1,70 @@
+"""A stand-in for every child of the daemon: speaks the real lifeline, behaves as its first argument says, loads nothing.
+
+Run as `python standin.py BEHAVIOUR ROLE --run-dir D --name N [...]`. The microkernel stand-in appends what the supervisor
+tells it to RUN_DIR/told.txt.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from llmos.codes import ServiceState
+from llmos.errors import ModelError
+from llmos.ports.sync import Listener, PortSet
+from llmos.protocol.codec import Schema
+from llmos.protocol.messages import ServiceDown, ServiceReport, ToKernel
+from llmos.services.base import service_main
+
+BEHAVIOUR = sys.argv.pop(1)
+ROLE = sys.argv.pop(1)
+ROLES = frozenset({"supervisor", "storage", "executor", "gateway"})
+
+
+def run(context, lifeline):
+    if BEHAVIOUR == "typed_failure":
+        raise ModelError("model directory /nowhere has no config.json", field="models.path")
+    if BEHAVIOUR == "bug":
+        raise RuntimeError("wheel fell off")
+    if BEHAVIOUR == "silent_exit":
+        os._exit(5)
+    if BEHAVIOUR == "grandchild":
+        child = subprocess.Popen(["sleep", "1000"])
+        (context.run_dir.path / "grandchild.txt").write_text(str(child.pid))
+    if BEHAVIOUR == "deaf":
+        lifeline.ready("deaf")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(1000)
+    kernel = Listener(context.run_dir, "kernel-control", Schema(ToKernel), ROLES) if ROLE == "microkernel" else None
+    if BEHAVIOUR != "never_ready":
+        lifeline.ready(f"stand-in {context.name}")
+    ports = PortSet(lifeline.port, *([kernel] if kernel else []))
+    turns = 0
+    while not lifeline.stopping:
+        ports.wait(0.1)
+        lifeline.poll()
+        lifeline.beat(turns, time.monotonic())
+        turns += 1
+        if kernel is not None:
+            write_down(kernel, context.run_dir.path / "told.txt")
+
+
+def write_down(kernel, path: Path):
+    with path.open("a") as file:
+        while (received := kernel.receive()) is not None:
+            peer, message = received
+            assert peer.role == "supervisor"
+            if isinstance(message, ServiceDown):
+                file.write(f"down {message.role} {message.name} {message.pid}\n")
+            elif isinstance(message, ServiceReport):
+                states = ",".join(f"{service.name}={ServiceState(service.state).name}" for service in message.services)
+                file.write(f"report {states}\n")
+
+
+if __name__ == "__main__":
+    service_main(ROLE, run)

@@ -1,0 +1,299 @@
+"""The daemon's process tree, with stand-ins for the children: order, failed starts, deaths, stopping, no orphans."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
+DEADLINE_S = 60.0
+DAEMON = str(Path(__file__).with_name("daemon.py"))
+NAMES = ["executor.demo", "gateway", "microkernel", "storage", "tokenizer"]
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    raise AssertionError(f"{what}: not within {DEADLINE_S} s")
+
+
+class Daemon:
+    """One llmosd process and what it wrote."""
+
+    def __init__(self, run_dir, *options, **standins):
+        self.run_dir = run_dir
+        self.log_path = run_dir.parent / "log.txt"
+        behaviours = ",".join(f"{name.replace('__', '.')}={behaviour}" for name, behaviour in standins.items())
+        with self.log_path.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", DAEMON, "--run-dir", str(run_dir), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | {"STANDINS": behaviours},
+                start_new_session=True,
+            )
+
+    @property
+    def log(self):
+        return self.log_path.read_text()
+
+    def serving_line(self):
+        return self.process.stdout.readline()
+
+    def children(self):
+        """{service name: psutil.Process}"""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                words = child.cmdline()
+                if "--name" in words:  # between fork and exec it still has our command line
+                    found[words[words.index("--name") + 1]] = child
+        return found
+
+    def told(self):
+        path = self.run_dir / "told.txt"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def end(self):
+        self.process.wait(DEADLINE_S)
+        self.process.stdout.close()
+        return self.process.returncode
+
+
+@pytest.fixture
+def start():
+    """Starts daemons in a short folder; whatever the test does, none is left."""
+    daemons = []
+    with tempfile.TemporaryDirectory(prefix="llmos-") as folder:
+
+        def start_daemon(*options, **standins):
+            daemons.append(Daemon(Path(folder) / "run", *options, **standins))
+            return daemons[-1]
+
+        yield start_daemon
+        for daemon in daemons:
+            if daemon.process.poll() is None:
+                daemon.process.kill()
+            daemon.end()
+
+
+def assert_gone(processes):
+    wait_for(lambda: not any(is_alive(process) for process in processes), f"end of {processes}")
+
+
+def is_alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def assert_clean(run_dir):
+    left = [found.name for found in run_dir.iterdir() if found.suffix not in (".txt",)]
+    assert left == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_it_serves_and_stops_without_a_trace(start, number):
+    daemon = start()
+    line = daemon.serving_line()
+    assert re.fullmatch(
+        rf"llmos is serving demo on {daemon.run_dir}/client\.sock \(pid {daemon.process.pid}, \d+\.\d s\); "
+        rf'try: LLMOS_RUN_DIR={daemon.run_dir} llmosctl run "What is the capital of France\?"\n',
+        line,
+    )
+    children = daemon.children()
+    assert sorted(children) == NAMES
+    assert (daemon.run_dir / "llmosd.lock").read_text() == f"{daemon.process.pid}\n"
+    assert stat.S_IMODE(daemon.run_dir.stat().st_mode) == 0o700
+    daemon.process.send_signal(number)
+    assert daemon.process.stdout.read() == ""
+    assert daemon.end() == 0
+    assert_gone(children.values())
+    assert_clean(daemon.run_dir)
+
+
+def test_children_start_in_order_and_stop_in_reverse(start):
+    daemon = start()
+    daemon.serving_line()
+    daemon.process.terminate()
+    assert daemon.end() == 0
+    events = re.findall(r"llmosd (\S+) (started|is ready|stopped)", daemon.log)
+    place = {event: number for number, event in enumerate(events)}
+    middle = ["storage", "tokenizer", "executor.demo"]
+    assert events[:2] == [("microkernel", "started"), ("microkernel", "is ready")]
+    assert {name for name, what in events[2:5] if what == "started"} == set(middle)  # in parallel
+    assert all(place[(name, "is ready")] < place[("gateway", "started")] for name in middle)
+    assert all(place[("gateway", "stopped")] < place[(name, "stopped")] for name in middle)
+    assert events[-1] == ("microkernel", "stopped")
+    assert len(events) == 15
+
+
+def test_children_are_isolated_from_the_terminal(start):
+    daemon = start()
+    daemon.serving_line()
+    for child in daemon.children().values():
+        assert os.getsid(child.pid) == child.pid
+        assert os.getpgid(child.pid) == child.pid
+        assert os.readlink(f"/proc/{child.pid}/fd/0") == "/dev/null"
+        assert os.readlink(f"/proc/{child.pid}/fd/2") == str(daemon.log_path)
+
+
+def test_kill_9_of_the_daemon_leaves_no_child_and_the_next_start_works(start):
+    daemon = start(executor__demo="deaf")
+    daemon.serving_line()
+    children = daemon.children()
+    assert len(children) == 5
+    daemon.process.kill()
+    assert daemon.end() == -signal.SIGKILL
+    assert_gone(children.values())
+    assert (daemon.run_dir / "llmosd.lock").exists()
+
+    second = start()
+    assert f"(pid {second.process.pid}," in second.serving_line()
+    second.process.terminate()
+    assert second.end() == 0
+    assert_clean(second.run_dir)
+
+
+def test_a_second_start_is_refused_with_the_pid_of_the_first(start):
+    first = start()
+    first.serving_line()
+    second = start()
+    assert second.end() == 73
+    assert second.log == f"llmosd: llmosd is already running on {first.run_dir} (pid {first.process.pid})\n"
+    assert len(first.children()) == 5
+    first.process.terminate()
+    assert first.end() == 0
+
+
+def test_a_typed_failure_at_start_stops_everything_with_its_reason(start):
+    daemon = start(executor__demo="typed_failure")
+    assert daemon.end() == 72
+    lines = [line for line in daemon.log.splitlines() if line.startswith("llmosd: ")]
+    assert lines == ["llmosd: executor.demo failed to start: model directory /nowhere has no config.json"]
+    assert "gateway started" not in daemon.log
+    assert "microkernel stopped" in daemon.log
+    assert_clean(daemon.run_dir)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [("bug", "RuntimeError: wheel fell off"), ("silent_exit", "exited with code 5; its own words are above")],
+)
+def test_an_untyped_failure_at_start(start, behaviour, reason):
+    daemon = start(tokenizer=behaviour)
+    assert daemon.end() == 1
+    assert f"\nllmosd: tokenizer failed to start: {reason}\n" in daemon.log
+    assert_clean(daemon.run_dir)
+
+
+def test_a_child_that_is_never_ready_runs_into_the_time_limit(start, tmp_path):
+    config = tmp_path / "llmosd.toml"
+    config.write_text("[daemon]\nstart_timeout_s = 0.5\n")
+    daemon = start("--config", str(config), microkernel="never_ready")
+    assert daemon.end() == 1
+    assert "\nllmosd: microkernel failed to start: not ready within 0.5 s (daemon.start_timeout_s)\n" in daemon.log
+    assert_clean(daemon.run_dir)
+
+
+def test_a_stop_during_the_start(start):
+    daemon = start(storage="never_ready")
+    wait_for(lambda: "storage started" in daemon.log, "start of storage")
+    children = daemon.children()
+    daemon.process.send_signal(signal.SIGINT)
+    assert daemon.end() == 0
+    assert_gone(children.values())
+    assert_clean(daemon.run_dir)
+
+
+@pytest.mark.parametrize("name", ["executor.demo", "gateway"])
+def test_a_death_is_reported_and_the_daemon_keeps_running(start, name):
+    daemon = start()
+    daemon.serving_line()
+    victim = daemon.children()[name]
+    victim.kill()
+    role = name.split(".")[0]
+    down = f"down {role} {name} {victim.pid}"
+    told = wait_for(
+        lambda: daemon.told()[:] if any(f"{name}=FATAL" in line for line in daemon.told()) else None, "report"
+    )
+    assert [line for line in told if line.startswith("down")] == [down]
+    assert told.index(down) < next(number for number, line in enumerate(told) if f"{name}=FATAL" in line)
+    assert f"{name} (pid {victim.pid}) is down and stays down: killed by SIGKILL" in daemon.log
+    assert sorted(daemon.children()) == [other for other in NAMES if other != name]
+    assert not psutil.pid_exists(victim.pid)  # reaped
+    daemon.process.terminate()
+    assert daemon.end() == 0
+
+
+def test_the_daemon_survives_the_microkernel(start):
+    daemon = start()
+    daemon.serving_line()
+    daemon.children()["microkernel"].kill()
+    wait_for(lambda: "is down and stays down" in daemon.log, "report")
+    assert sorted(daemon.children()) == [name for name in NAMES if name != "microkernel"]
+    daemon.process.terminate()
+    assert daemon.end() == 0
+    assert_clean(daemon.run_dir)
+
+
+def test_the_microkernel_is_told_of_every_change_at_start(start):
+    daemon = start()
+    daemon.serving_line()
+    everything = "report microkernel=RUNNING,storage=RUNNING,tokenizer=RUNNING,executor.demo=RUNNING,gateway=RUNNING"
+    told = wait_for(lambda: daemon.told()[:] if everything in daemon.told() else None, "last report")
+    assert told[0].startswith("report microkernel=RUNNING,storage=ST")
+    assert not any("=FATAL" in line or line.startswith("down") for line in told)
+
+
+def test_what_a_dead_child_started_dies_with_it(start):
+    daemon = start(storage="grandchild")
+    daemon.serving_line()
+    grandchild = psutil.Process(int((daemon.run_dir / "grandchild.txt").read_text()))
+    assert grandchild.name() == "sleep"
+    daemon.children()["storage"].kill()
+    assert_gone([grandchild])
+
+
+def test_a_child_that_does_not_stop_is_killed_after_the_grace_time(start, tmp_path):
+    config = tmp_path / "llmosd.toml"
+    config.write_text("[daemon]\nstop_timeout_s = 0.3\n")
+    daemon = start("--config", str(config), gateway="deaf")
+    daemon.serving_line()
+    children = daemon.children()
+    daemon.process.terminate()
+    assert daemon.end() == 0
+    assert "gateway does not stop: killing it" in daemon.log
+    assert "gateway stopped (killed by SIGKILL)" in daemon.log
+    assert_gone(children.values())
+
+
+def test_a_second_ctrl_c_kills_at_once(start, tmp_path):
+    config = tmp_path / "llmosd.toml"
+    config.write_text("[daemon]\nstop_timeout_s = 1000.0\n")
+    daemon = start("--config", str(config), gateway="deaf", storage="deaf")
+    daemon.serving_line()
+    daemon.process.send_signal(signal.SIGINT)
+    wait_for(lambda: "asked to stop" in daemon.log, "first Ctrl-C")
+    daemon.process.send_signal(signal.SIGINT)
+    assert daemon.end() == 0
+    assert "gateway stopped (killed by SIGKILL)" in daemon.log
+    assert_clean(daemon.run_dir)
