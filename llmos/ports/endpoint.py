@@ -39,12 +39,16 @@ class RunDir:
             )
 
     def create(self) -> None:
-        """Make the directory 0700; refuse one that belongs to somebody else or that is a link."""
+        """Make the directory 0700; refuse one that is not ours alone: another user's, a link, or in use with wider rights."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self.path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             raise ConfigError(f"run_dir {self.path} is not a directory of this user", field="run_dir")
-        self.path.chmod(0o700)
+        if found.st_mode & 0o077:
+            # Closing a folder that others use (somebody's --run-dir /tmp) would break the machine.
+            if any(self.path.iterdir()):
+                raise ConfigError(f"run_dir {self.path} is open to other users and not empty", field="run_dir")
+            self.path.chmod(0o700)
 
     def socket(self, name: str) -> Path:
         return self.path / f"{name}.sock"

@@ -1,11 +1,12 @@
 """A backend without a model: a token is a hash of (seed, position). Same ABI, same checks, no torch.
 
 It honours lengths, pages and seeds but no sampling parameter that needs logits; where log-probabilities are asked for it reports
-certainty (0.0). `step_s` makes a step last that long.
+certainty (0.0). `step_s`, in a process LLMOS_FAKE_STEP_MS (milliseconds), makes a step last at least that long.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from llmos.services.executor.spec import CONFIG_FILE, limit_context, read_spec
 DEFAULT_VOCAB = 32_000  # where the directory has no config.json
 DEFAULT_CONTEXT = 8192
 DEFAULT_PAGES = 4096
+STEP_MS_VARIABLE = "LLMOS_FAKE_STEP_MS"
 
 
 def fake_token(seed: int, position: int, vocab_size: int) -> int:
@@ -46,7 +48,7 @@ class FakeBackend:
         self.rows = RowTable(limits.max_rows, context, page_size, num_pages)
 
     @classmethod
-    def open(cls, model: ModelConfig, directory: Path, limits: Limits, step_s: float = 0.0) -> FakeBackend:
+    def open(cls, model: ModelConfig, directory: Path, limits: Limits) -> FakeBackend:
         """Vocabulary and context of the model directory, if there is one."""
         vocab_size, context = DEFAULT_VOCAB, model.max_context or DEFAULT_CONTEXT
         if (directory / CONFIG_FILE).exists():
@@ -54,7 +56,7 @@ class FakeBackend:
             vocab_size, context = spec.vocab_size, limit_context(spec, model.max_context)
         return cls(
             limits, vocab_size=vocab_size, max_context=context, num_pages=model.num_pages or DEFAULT_PAGES,
-            page_size=model.page_size, step_s=step_s,
+            page_size=model.page_size, step_s=float(os.environ.get(STEP_MS_VARIABLE, "0")) / 1000,
         )  # fmt: skip
 
     def reset(self) -> None:

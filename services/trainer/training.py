@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 from llmos.services.trainer.muon import Muon
 from llmos.services.trainer.packing import Batch, Packer
-from llmos.services.trainer.schedule import FIRST_REST, Plan
+from llmos.services.trainer.schedule import FIRST_REST, FRESH, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class Optimizer:
 
 def train(model: LlamaForCausalLM, tokenizer: Tokenizer, plan: Plan, on_rest: Callable[[Summary], None]) -> Summary:
     packer, optimizer = Packer(tokenizer, plan.seed, plan.focus), Optimizer(model)
-    started, step, tokens, average, rested = time.monotonic(), 0, 0, 0.0, False
+    started, step, tokens, average = time.monotonic(), 0, 0, 0.0
+    rested = plan.schedule is not FRESH  # a continued run starts from a usable model
     model.train()
     while (progress := plan.limits.progress(step, started)) < 1.0:
         if progress >= FIRST_REST and not rested:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 from plan_driver import PlanDriver
 
+from llmos.config import ModelConfig
+from llmos.errors import ModelError
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import RowAdd, StepPlan
 from llmos.protocol.params import SamplingParams
@@ -52,6 +55,19 @@ def test_logprobs_are_certain():
 def test_context_is_bounded_by_the_pool():
     assert make_fake(num_pages=8).capabilities.max_context == 32
     assert make_fake(num_pages=640).capabilities.max_context == 256
+
+
+def test_opens_without_a_model_directory_and_with_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMOS_FAKE_STEP_MS", "30")
+    config = ModelConfig(name="m", backend="fake", num_pages=10, page_size=8)
+    backend = FakeBackend.open(config, tmp_path, Limits(4, 32))
+    assert (backend.capabilities.vocab_size, backend.capabilities.max_context) == (32_000, 80)
+    started = time.monotonic()
+    backend.execute(plan([add()], prefill=[0, 0, 3, 1]))
+    assert time.monotonic() - started >= 0.03
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"config\.json: model_type: is missing"):
+        FakeBackend.open(config, tmp_path, Limits(4, 32))
 
 
 def test_no_torch_in_its_process():

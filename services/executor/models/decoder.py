@@ -61,15 +61,16 @@ class Decoder:
         self.tick = tick
         self._eps = torch.tensor(spec.norm_eps)
         loader = _LayerLoader(spec, weights, dtype, linear)
-        self.embedding = weights.take("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size).to(dtype)
+        # Copied: what stays in memory must not be a mapping of a file that may change under us.
+        shape = (spec.vocab_size, spec.hidden_size)
+        embedding = weights.take("model.embed_tokens.weight", *shape)
+        self.embedding = embedding.to(dtype, copy=True)
         self.layers: list[Layer] = []
         for index in range(spec.num_layers):
             self.layers.append(loader.load(f"model.layers.{index}."))
             tick()
         self.norm = loader.norm("model.norm.weight", spec.hidden_size)
-        head = (
-            self.embedding if spec.tie_embeddings else weights.take("lm_head.weight", spec.vocab_size, spec.hidden_size)
-        )
+        head = self.embedding if spec.tie_embeddings else weights.take("lm_head.weight", *shape)
         self.lm_head = linear(head.to(dtype), None)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
@@ -139,7 +140,7 @@ class _LayerLoader:
         )
 
     def norm(self, name: str, size: int) -> Tensor:
-        return self._weights.take(name, size).to(self._dtype).float()
+        return self._weights.take(name, size).to(self._dtype).to(torch.float32, copy=True)
 
     def _merge(self, prefix: str, parts: dict[str, int], in_features: int, bias: bool) -> Linear:
         """One product for projections that read the same input. `parts`: projection -> output features."""
