@@ -7,7 +7,7 @@
 All systems get the same random prompts and generate exactly the same number of tokens greedily, on the same number of
 threads, one system at a time, in turns; a figure is the median of its turns, prefill included. The floor is the rate at
 which tokens could come if a step did nothing but read the weights once. The first turn of each pair is preceded by a
-warm-up. Later rounds are left out when --budget-s would be passed.
+warm-up. What does not fit into --budget-s is left out and said so: on a busy machine the baselines can be very slow.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     print(
         f"memory reads at {facts['memory_bytes_per_s'] / 1e9:.1f} GB/s -> floor {facts['floor_steps_per_s']:.1f} steps/s"
     )
-    bench = Bench(arguments, model)
+    bench = Bench(arguments, model, deadline=started + arguments.budget_s)
     with ExitStack() as stack:
         bench.start(stack)
         for number in range(arguments.repeats):
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
         "--budget-s",
         type=float,
         default=330.0,
-        help="start no further round that would end later (default %(default)s)",
+        help="start no round that would end later, and no baseline later (default %(default)s)",
     )
     add(
         "--baselines",
@@ -121,8 +121,9 @@ def describe(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
 class Bench:
     """The systems under test and what was measured of them."""
 
-    def __init__(self, arguments: argparse.Namespace, model: Path) -> None:
+    def __init__(self, arguments: argparse.Namespace, model: Path, deadline: float) -> None:
         self.arguments = arguments
+        self.deadline = deadline
         self.rates: Rates = defaultdict(list)
         self.loads: dict[int, list[LoadResult]] = defaultdict(list)
         self.idle_cores = 0.0
@@ -159,8 +160,12 @@ class Bench:
             self.loads[streams].append(load)
             self._record("llmos", streams, load.tokens_per_s)
             for baseline in self._baselines:
-                if not baseline.name.startswith("continuous") or streams == self._continuous_streams():
+                if baseline.name.startswith("continuous") and streams != self._continuous_streams():
+                    continue
+                if time.perf_counter() < self.deadline:
                     self._baseline(baseline, streams, warm_up)
+                else:
+                    print(f"  {baseline.name:22} {streams:3} streams  left out: the time is up", flush=True)
 
     def _continuous_streams(self) -> int:
         """transformers' continuous batching is too slow here for more than one level."""

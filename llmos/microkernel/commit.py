@@ -21,12 +21,16 @@ from llmos.microkernel.sequence import Sequence
 class Outcome:
     """What a step committed: columns of equal length, one entry per token, and the sequences that need attention.
 
-    `rows` and `positions` are where the executor sampled. `ended`: sequences with the reason why. `recompute`: a token is missing.
+    `rows` and `positions` are where the executor sampled; `offsets` count from the start of the output. `ended`: sequences with the
+    reason why. `recompute`: a token is missing.
     """
 
     rows: Ints = field(default_factory=lambda: EMPTY)
     positions: Ints = field(default_factory=lambda: EMPTY)
     tokens: Ints = field(default_factory=lambda: EMPTY)
+    rids: Ints = field(default_factory=lambda: EMPTY)
+    offsets: Ints = field(default_factory=lambda: EMPTY)
+    gateways: Ints = field(default_factory=lambda: EMPTY)
     seqs: list[Sequence] = field(default_factory=list)
     ended: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
     recompute: list[Sequence] = field(default_factory=list)
@@ -47,7 +51,8 @@ def commit_step(rows: RowTable, step: InFlightStep, samples: Ints, failed: Ints,
         and bool(((samples[:, 2] >= 0) & (samples[:, 2] < vocab_size)).all())
     )
     if as_asked:
-        outcome = Outcome(asked, positions, samples[:, 2], seqs)
+        offsets = positions - rows.prompt_len[asked]
+        outcome = Outcome(asked, positions, samples[:, 2], rows.rid[asked], offsets, rows.gateway[asked], seqs)
         _append(rows, outcome)
         return outcome
     return _careful(rows, (asked, positions, epochs, seqs), samples, failed, vocab_size)
@@ -101,6 +106,9 @@ def _careful(
             outcome.recompute.append(seq)
     if committed:
         outcome.rows, outcome.positions, outcome.tokens = np.array(committed, np.int64).T
+        places = [(seq.rid, seq.prompt_len, seq.gateway) for seq in outcome.seqs]
+        outcome.rids, prompt_lens, outcome.gateways = np.array(places, np.int64).T
+        outcome.offsets = outcome.positions - prompt_lens
     return outcome
 
 

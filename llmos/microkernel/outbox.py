@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmos.microkernel.commit import Outcome
-from llmos.protocol.messages import Message, RowLogprobs, SeqEnd, SeqTokens, TokenEntry
+from llmos.protocol.messages import Message, RowLogprobs, SeqEnd, SeqTokens, TokenEntry, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class Send:
 class _Batch:
     entries: list[TokenEntry] = field(default_factory=list)
     ends: list[SeqEnd] = field(default_factory=list)
+    columns: bytes = b""
 
 
 class Outbox:
@@ -33,12 +37,24 @@ class Outbox:
         self._sends.append(Send(peer, message))
 
     def tokens(self, outcome: Outcome, logprobs: tuple[RowLogprobs, ...]) -> None:
-        """All tokens of a step."""
-        found = {(entry.row, entry.position): (entry.logprobs,) for entry in logprobs}
-        places = zip(outcome.seqs, outcome.rows.tolist(), outcome.positions.tolist(), outcome.tokens.tolist())
-        for seq, row, position, token in places:
-            more = found.get((row, position)) if found else None
-            self._batch(seq.gateway).entries.append(TokenEntry(seq.rid, position - seq.prompt_len, (token,), more))
+        """All tokens of a step. At most one step is handled between two drains."""
+        rest: NDArray[np.bool_] = np.ones(len(outcome.tokens), bool)
+        if logprobs:
+            found = {(entry.row, entry.position): entry.logprobs for entry in logprobs}
+            for place, address in enumerate(zip(outcome.rows.tolist(), outcome.positions.tolist())):
+                if address in found:
+                    rest[place] = False
+                    self._entry(outcome, place, found[address])
+        columns = np.stack((outcome.rids, outcome.offsets, outcome.tokens), axis=1)
+        for peer in set(outcome.gateways[rest].tolist()):
+            batch = self._batch(peer)
+            assert not batch.columns
+            batch.columns = columns[rest & (outcome.gateways == peer)].astype("<i8").tobytes()
+
+    def _entry(self, outcome: Outcome, place: int, logprobs: TokenLogprobs) -> None:
+        seq = outcome.seqs[place]
+        entry = TokenEntry(seq.rid, int(outcome.offsets[place]), (int(outcome.tokens[place]),), (logprobs,))
+        self._batch(seq.gateway).entries.append(entry)
 
     def end(self, peer: int, end: SeqEnd) -> None:
         self._batch(peer).ends.append(end)
@@ -52,10 +68,10 @@ class Outbox:
         """All effects since the last drain, batches first: a waiting client beats a control answer."""
         if not self._sends and not self._batches:
             return []
-        batches = [
-            Send(peer, SeqTokens(tuple(batch.entries), tuple(batch.ends))) for peer, batch in self._batches.items()
-        ]
-        sends = batches + self._sends
+        sends = [
+            Send(peer, SeqTokens(tuple(batch.entries), tuple(batch.ends), batch.columns))
+            for peer, batch in self._batches.items()
+        ] + self._sends
         self._sends = []
         self._batches = {}
         return sends

@@ -12,7 +12,7 @@ import sys
 import typing
 from array import array
 from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -154,9 +154,18 @@ def pack_i32(values: Iterable[int]) -> bytes:
 
 def unpack_i32(blob: bytes) -> array[int]:
     """The inverse of `pack_i32`; raises `ProtocolError` if the length is not a multiple of 4."""
-    if len(blob) % 4:
-        raise ProtocolError(f"int32 blob of {len(blob)} bytes: not a multiple of 4")
-    values = array("i")
+    return _unpack("i", blob)
+
+
+def unpack_i64(blob: bytes) -> array[int]:
+    """A little-endian int64 blob; raises `ProtocolError` if the length is not a multiple of 8."""
+    return _unpack("q", blob)
+
+
+def _unpack(kind: Literal["i", "q"], blob: bytes) -> array[int]:
+    values = array(kind)
+    if len(blob) % values.itemsize:
+        raise ProtocolError(f"int{8 * values.itemsize} blob of {len(blob)} bytes: not a multiple of {values.itemsize}")
     values.frombytes(blob)
     if sys.byteorder == "big":
         values.byteswap()

@@ -265,10 +265,14 @@ class SeqEnd(Part, frozen=True):
 
 
 class SeqTokens(Message, tag=62, frozen=True):
-    """Microkernel -> gateway: everything that one step committed for this gateway's sequences, and the sequences that ended."""
+    """Microkernel -> gateway: everything that one step committed for this gateway's sequences, and the sequences that ended.
+
+    `columns`: int64[n,3] (rid, offset, token) for sequences that did not ask for log-probabilities; the others are in `entries`.
+    """
 
     entries: tuple[TokenEntry, ...]
     ends: tuple[SeqEnd, ...]
+    columns: bytes = b""
 
 
 class SeqCancel(Message, tag=63, frozen=True):

@@ -19,6 +19,7 @@ from typing import Any
 from llmos.codes import FinishReason
 from llmos.errors import InvalidRequest, LlmosError, Overloaded, Unavailable, from_code
 from llmos.ports.core import error_message
+from llmos.protocol.codec import unpack_i64
 from llmos.protocol.messages import (
     Ack,
     Cancel,
@@ -35,6 +36,7 @@ from llmos.protocol.messages import (
     SeqCancel,
     SeqSubmit,
     SeqTokens,
+    TokenEntry,
     Tokenize,
     Tokenized,
 )
@@ -216,7 +218,7 @@ class Router:
     def on_kernel(self, message: Any) -> None:
         out = Outbox()
         if isinstance(message, SeqTokens):
-            for entry in message.entries:
+            for entry in (*message.entries, *_entries(message.columns)):
                 if (request := self._by_rid.get(entry.rid)) is not None:
                     request.tokens(entry, out)
                     self._settle(request)
@@ -329,6 +331,12 @@ class Router:
                 self.clients.send(client, message)
         if failed.client or failed.kernel or failed.text or failed.decode:
             self._flush(failed)
+
+
+def _entries(columns: bytes) -> Iterable[TokenEntry]:
+    """The (rid, offset, token) columns of a `SeqTokens`, one by one."""
+    values = unpack_i64(columns)
+    return (TokenEntry(rid, offset, (token,)) for rid, offset, token in zip(values[0::3], values[1::3], values[2::3]))
 
 
 def _typed(message: Error) -> LlmosError:

@@ -326,6 +326,7 @@ def test_what_arrived_before_the_death_counts() -> None:
     with ScriptedGateway(accepted, tokens(0, "ab"), finished) as gateway, Client(gateway.path) as client:
         stream = client.generate("x", stream=True)
         assert next(stream).text == "ab"
+        wait_until(lambda: stream._queue.qsize() == 2)  # the last chunk and the completion have arrived, unread
         gateway.die()
         assert [chunk.text for chunk in stream] == ["!"]
         assert stream.completion.text == "ab!"

@@ -23,7 +23,9 @@ def reference(model: torch.nn.Module, prompt: list[int], count: int) -> tuple[tu
     """Greedy continuation by transformers, and the log-probability of each of its tokens, in float32."""
     with torch.inference_mode():
         ids = torch.tensor([prompt])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0
+        )
         logprobs = torch.log_softmax(model(out).logits[0].float(), dim=-1)
     tokens = out[0, len(prompt) :].tolist()
     return tuple(tokens), [logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(tokens)]
@@ -36,7 +38,8 @@ def test_parity_through_the_whole_system_under_pressure(kind: str, tmp_path: Pat
     rng = random.Random(kind)
     common = [rng.randrange(160) for _ in range(40)]
     prompts = [
-        (common if index % 2 else []) + [rng.randrange(160) for _ in range(rng.randint(1, 60))] for index in range(STREAMS)
+        (common if index % 2 else []) + [rng.randrange(160) for _ in range(rng.randint(1, 60))]
+        for index in range(STREAMS)
     ]
     config = f"""
 [microkernel]

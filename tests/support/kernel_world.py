@@ -16,7 +16,7 @@ from llmos.microkernel.kernel import Kernel, Sender
 from llmos.microkernel.outbox import Send
 from llmos.microkernel.scheduler import SchedulerLimits
 from llmos.protocol import messages as m
-from llmos.protocol.codec import Schema, encode, pack_i32, unpack_i32
+from llmos.protocol.codec import Schema, encode, pack_i32, unpack_i32, unpack_i64
 from llmos.protocol.params import SamplingParams
 
 VOCAB = 1000
@@ -227,7 +227,9 @@ class World:
                 self.replies.append(message)
 
     def _tokens(self, message: m.SeqTokens) -> None:
-        for entry in message.entries:
+        values = unpack_i64(message.columns)
+        columns = [m.TokenEntry(*triple[:2], triple[2:]) for triple in zip(values[0::3], values[1::3], values[2::3])]
+        for entry in (*message.entries, *columns):
             stream = self.streams[entry.rid]
             assert stream.end is None, f"rid {entry.rid}: token after its end"
             assert entry.offset == len(stream.ids), (
