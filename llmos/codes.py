@@ -35,11 +35,12 @@ class FinishReason(IntEnum):
     NUMERICAL_ERROR = 6  # NaN or Inf logits for this row
     SHUTDOWN = 7  # the daemon stopped before the sequence ended
     TOKENIZER_FAILED = 8  # text could not be decoded
+    DEADLINE = 9  # its deadline passed while it waited
 
     @property
     def is_failure(self) -> bool:
         """True if the caller did not ask for this ending."""
-        return self in (self.EXECUTOR_LOST, self.NUMERICAL_ERROR, self.SHUTDOWN, self.TOKENIZER_FAILED)
+        return self in (self.EXECUTOR_LOST, self.NUMERICAL_ERROR, self.SHUTDOWN, self.TOKENIZER_FAILED, self.DEADLINE)
 
 
 class SeqState(IntEnum):
@@ -49,6 +50,7 @@ class SeqState(IntEnum):
     RUNNING = 2  # holds a row and pages
     PREEMPTED = 3  # lost row and pages, will be recomputed; waits again
     FINISHED = 4
+    SUSPENDED = 5  # by its owner: holds no row, keeps or dropped its pages
 
 
 class ServiceState(IntEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 
 from llmos.errors import ContextTooLong, InvalidRequest, Overloaded
+from llmos.microkernel.tenants import Tenant
 from llmos.protocol import limits
 from llmos.protocol.messages import ExecutorReady
 from llmos.protocol.params import SamplingParams
@@ -28,13 +29,13 @@ def check_params(params: SamplingParams) -> None:
             raise InvalidRequest(f"{name} must be set on the kernel port", field=name)
 
 
-def longest_output(prompt_len: int, params: SamplingParams, executor: ExecutorReady) -> int:
-    """Most output tokens the sequence may get: what it asked for, bounded by the context and by what the whole pool can hold.
+def longest_output(prompt_len: int, params: SamplingParams, executor: ExecutorReady, num_pages: int) -> int:
+    """Most output tokens the sequence may get: what it asked for, bounded by the context and by the `num_pages` it can ever have.
 
     Raises `ContextTooLong` if not even one fits.
     """
     # The newest token's KV is never written, so the last page need not hold it.
-    capacity = min(executor.max_context, executor.num_pages * executor.page_size)
+    capacity = min(executor.max_context, num_pages * executor.page_size)
     room = capacity - prompt_len
     if room < 1:
         raise ContextTooLong(
@@ -46,3 +47,27 @@ def longest_output(prompt_len: int, params: SamplingParams, executor: ExecutorRe
 def check_queue(waiting: int, limit: int) -> None:
     if waiting >= limit:
         raise Overloaded(f"{waiting} sequences are waiting, the limit is {limit}")
+
+
+def check_nice(nice: int) -> None:
+    if not limits.MIN_NICE <= nice <= limits.MAX_NICE:
+        raise InvalidRequest(f"nice {nice} is outside [{limits.MIN_NICE}, {limits.MAX_NICE}]", field="nice")
+
+
+def check_tenant_queue(tenant: Tenant) -> None:
+    limit = tenant.limits.max_waiting
+    if tenant.waiting >= limit:
+        raise Overloaded(f"{tenant.waiting} sequences of {tenant.name} are waiting, the limit is {limit}")
+
+
+def check_deadline(deadline_ms: float | None, needed_s: float) -> None:
+    """Refuse what can not be met even if the machine did nothing else. `needed_s`: its steps at the measured step time."""
+    if deadline_ms is None:
+        return
+    if not 0 < deadline_ms <= limits.MAX_DEADLINE_MS:
+        raise InvalidRequest(
+            f"deadline_ms {deadline_ms} is outside (0, {limits.MAX_DEADLINE_MS:g}]", field="deadline_ms"
+        )
+    if deadline_ms < needed_s * 1e3:
+        text = f"deadline of {deadline_ms:g} ms can not be met: its steps alone take about {needed_s * 1e3:.0f} ms"
+        raise InvalidRequest(text, field="deadline_ms")

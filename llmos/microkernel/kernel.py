@@ -12,20 +12,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from heapq import heappop, heappush
 
 from msgspec import structs
 
 from llmos import __version__
 from llmos.codes import FinishReason, SeqState
 from llmos.errors import InvalidRequest, LlmosError, NotFound, PermissionRefused, Unavailable
-from llmos.microkernel import admission
+from llmos.microkernel import admission, report
 from llmos.microkernel.lane import Lane
+from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.outbox import Outbox, Send
-from llmos.microkernel.scheduler import SchedulerLimits
+from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import Sequence
+from llmos.microkernel.tenants import TenantLimits
 from llmos.protocol import messages as m
 from llmos.protocol.codec import unpack_i32
+
+_TENANT_FIELDS = tuple(field.name for field in fields(TenantLimits))
 
 _ALLOWED: dict[type, frozenset[str]] = {
     m.SeqSubmit: frozenset({"gateway"}),
@@ -36,6 +41,12 @@ _ALLOWED: dict[type, frozenset[str]] = {
     m.Kill: frozenset({"gateway", "supervisor"}),
     m.StatusGet: frozenset({"gateway", "supervisor"}),
     m.ModelsGet: frozenset({"gateway", "supervisor"}),
+    m.Nice: frozenset({"gateway", "supervisor"}),
+    m.Suspend: frozenset({"gateway", "supervisor"}),
+    m.Resume: frozenset({"gateway", "supervisor"}),
+    m.Explain: frozenset({"gateway", "supervisor"}),
+    m.TenantsGet: frozenset({"gateway", "supervisor"}),
+    m.TenantSet: frozenset({"gateway", "supervisor"}),
     m.ModelsReply: frozenset({"storage"}),
     m.ExecutorReady: frozenset({"executor"}),
     m.StepResult: frozenset({"executor"}),
@@ -66,7 +77,8 @@ class Kernel:
     ) -> None:
         self.limits = limits
         self.max_waiting = max_waiting  # per model
-        self.lanes = {model: Lane(model, limits) for model in models}
+        self.tenant_limits: dict[str, TenantLimits] = {}
+        self.lanes = {model: self._new_lane(model) for model in models}
         self.sequences: dict[int, Sequence] = {}  # live ones only
         self.services: tuple[m.ServiceStatus, ...] = ()
         self.storage: int | None = None
@@ -75,6 +87,7 @@ class Kernel:
         self._rids = itertools.count(1)
         self._relay_ids = itertools.count(1)
         self._relayed: dict[int, tuple[int, int]] = {}  # our request to storage -> (asking peer, its req)
+        self._deadlines: list[tuple[float, int]] = []  # heap; entries of ended sequences stay until they surface
         self._outbox = Outbox()
         self._handlers: dict[type, Callable[[Sender, m.Message, float], None]] = {
             m.SeqSubmit: self._submit,
@@ -85,6 +98,12 @@ class Kernel:
             m.Kill: self._kill,
             m.StatusGet: self._status,
             m.ModelsGet: self._models_get,
+            m.Nice: self._nice,
+            m.Suspend: self._suspend,
+            m.Resume: self._resume,
+            m.Explain: self._explain,
+            m.TenantsGet: self._tenants_get,
+            m.TenantSet: self._tenant_set,
             m.ModelsReply: self._models_reply,
             m.ExecutorReady: self._executor_ready,
             m.StepResult: self._step_result,
@@ -107,6 +126,7 @@ class Kernel:
 
     def tick(self, now: float) -> list[Send]:
         """Issue every step that can be issued now; called after each batch of messages."""
+        self._expire(now)
         for lane in self.lanes.values():
             while (plan := lane.plan(now)) is not None:
                 assert lane.executor is not None
@@ -117,12 +137,19 @@ class Kernel:
 
     def _submit(self, sender: Sender, message: m.Message, now: float) -> None:
         assert isinstance(message, m.SeqSubmit)
-        scheduler, executor = self._lane(message.model).up()
+        lane = self._lane(message.model)
+        scheduler, executor = lane.up()
         tokens = unpack_i32(message.prompt)
         admission.check_prompt(tokens, executor.vocab_size)
         admission.check_params(message.params)
-        room = admission.longest_output(len(tokens), message.params, executor)
+        admission.check_nice(message.nice)
+        tenant = lane.tenants.get(message.owner)
+        pages = min(tenant.limits.max_pages, executor.num_pages - lane.tenants.guaranteed_to_others(tenant))
+        room = admission.longest_output(len(tokens), message.params, executor, pages)
         admission.check_queue(len(scheduler.queue), self.max_waiting)
+        admission.check_tenant_queue(tenant)
+        steps = room + len(tokens) // scheduler.limits.max_step_tokens
+        admission.check_deadline(message.deadline_ms, steps * lane.step_s)
         params = message.params
         if params.seed is None:
             params = structs.replace(params, seed=self._draw_seed())
@@ -138,9 +165,13 @@ class Kernel:
             max_len=len(tokens) + room,
             params=params,
             accepted_at=now,
+            nice=message.nice,
+            deadline=None if message.deadline_ms is None else now + message.deadline_ms / 1e3,
         )
         self.sequences[rid] = seq
-        scheduler.queue.push(seq)
+        if seq.deadline is not None:
+            heappush(self._deadlines, (seq.deadline, rid))
+        scheduler.residents.submit(seq, now)
         self._outbox.send(sender.peer, m.SeqAccepted(message.req, rid))
 
     def _cancel(self, sender: Sender, message: m.Message, now: float) -> None:
@@ -173,16 +204,56 @@ class Kernel:
 
     def _ps(self, sender: Sender, message: m.Message, now: float) -> None:
         assert isinstance(message, m.PsGet)
-        rows = tuple(_row(seq, now) for seq in self.sequences.values() if message.owner in (None, seq.owner))
+        rows = tuple(report.row(seq, now) for seq in self.sequences.values() if message.owner in (None, seq.owner))
         self._outbox.send(sender.peer, m.PsReply(message.req, rows))
 
     def _kill(self, sender: Sender, message: m.Message, now: float) -> None:
         assert isinstance(message, m.Kill)
-        seq = self.sequences.get(message.rid)
-        if seq is None or message.owner not in (None, seq.owner):
-            raise NotFound(f"no sequence {message.rid}", field="rid", rid=message.rid)
+        seq, _ = self._own(message.rid, message.owner)
         self._finish(seq, FinishReason.KILLED, now)
         self._outbox.send(sender.peer, m.Killed(message.req, seq.rid))
+
+    def _nice(self, sender: Sender, message: m.Message, now: float) -> None:
+        assert isinstance(message, m.Nice)
+        admission.check_nice(message.nice)
+        seq, scheduler = self._own(message.rid, message.owner)
+        scheduler.residents.renice(seq, message.nice, now)
+        self._outbox.send(sender.peer, m.Done(message.req, seq.rid))
+
+    def _suspend(self, sender: Sender, message: m.Message, now: float) -> None:
+        assert isinstance(message, m.Suspend)
+        seq, scheduler = self._own(message.rid, message.owner)
+        scheduler.residents.suspend(seq, message.keep_pages, now)
+        self._outbox.send(sender.peer, m.Done(message.req, seq.rid))
+
+    def _resume(self, sender: Sender, message: m.Message, now: float) -> None:
+        assert isinstance(message, m.Resume)
+        seq, scheduler = self._own(message.rid, message.owner)
+        scheduler.residents.resume(seq, now)
+        self._outbox.send(sender.peer, m.Done(message.req, seq.rid))
+
+    def _explain(self, sender: Sender, message: m.Message, now: float) -> None:
+        assert isinstance(message, m.Explain)
+        seq, _ = self._own(message.rid, message.owner)
+        self._outbox.send(sender.peer, report.explain(message.req, seq, now))
+
+    def _tenants_get(self, sender: Sender, message: m.Message, now: float) -> None:
+        assert isinstance(message, m.TenantsGet)
+        self._outbox.send(sender.peer, m.TenantsReply(message.req, report.tenants(self.lanes.values(), message.owner)))
+
+    def _tenant_set(self, sender: Sender, message: m.Message, now: float) -> None:
+        assert isinstance(message, m.TenantSet)
+        old = self.tenant_limits.get(message.tenant, TenantLimits())
+        changes = {name: value for name in _TENANT_FIELDS if (value := getattr(message, name)) is not None}
+        limits = replace(old, **changes)
+        limits.check()
+        for lane in self.lanes.values():
+            lane.check_tenant(message.tenant, limits)
+        self.tenant_limits[message.tenant] = limits
+        for lane in self.lanes.values():
+            lane.tenants.get(message.tenant)
+            lane.tenants.refresh()
+        self._outbox.send(sender.peer, m.TenantsReply(message.req, report.tenants(self.lanes.values(), message.tenant)))
 
     def _status(self, sender: Sender, message: m.Message, now: float) -> None:
         assert isinstance(message, m.StatusGet)
@@ -221,15 +292,15 @@ class Kernel:
             raise InvalidRequest(
                 "an executor needs at least one page, row, token and vocabulary entry", field="num_pages"
             )
-        lane = self.lanes.setdefault(message.model, Lane(message.model, self.limits))
-        lane.attach(sender.peer, message)
+        lane = self.lanes.setdefault(message.model, self._new_lane(message.model))
+        lane.attach(sender.peer, message, now)
         self._outbox.send(sender.peer, m.ExecutorWelcome(lane.generation))
         self._tell_storage(lane.model, "serving")
 
     def _step_result(self, sender: Sender, message: m.Message, now: float) -> None:
         assert isinstance(message, m.StepResult)
         lane = next((lane for lane in self.lanes.values() if lane.executor == sender.peer), None)
-        outcome = lane.take(message) if lane is not None else None
+        outcome = lane.take(message, now) if lane is not None else None
         if outcome is None:
             return
         self._outbox.tokens(outcome, message.logprobs)
@@ -262,12 +333,31 @@ class Kernel:
         lane = self.lanes.get(model)
         if lane is None:
             return
-        for seq in lane.detach():
-            seq.move(SeqState.FINISHED)
+        for seq in lane.detach(now):
+            seq.move(SeqState.FINISHED, now)
             self._end(seq, FinishReason.EXECUTOR_LOST, now)
         self._tell_storage(model, "failed")
 
     # ------------------------------------------------------------ helpers
+
+    def _own(self, rid: int, owner: str | None) -> tuple[Sequence, Scheduler]:
+        """A live sequence that `owner` may touch, and the scheduler it is with. A foreign one is answered like an unknown one."""
+        seq = self.sequences.get(rid)
+        if seq is None or owner not in (None, seq.owner):
+            raise NotFound(f"no sequence {rid}", field="rid", rid=rid)
+        scheduler = self.lanes[seq.model].scheduler
+        assert scheduler is not None, "sequences live only in lanes that are up"
+        return seq, scheduler
+
+    def _expire(self, now: float) -> None:
+        """End sequences that still wait for their first row at their deadline. One that has begun goes on, and counts as a miss."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            seq = self.sequences.get(heappop(self._deadlines)[1])
+            if seq is not None and seq.started_at is None:
+                self._finish(seq, FinishReason.DEADLINE, now)
+
+    def _new_lane(self, model: str) -> Lane:
+        return Lane(model, self.limits, lambda name: self.tenant_limits.get(name, TenantLimits()))
 
     def _lane(self, model: str) -> Lane:
         lane = self.lanes.get(model)
@@ -283,7 +373,7 @@ class Kernel:
         """End a live sequence of a lane that is up."""
         scheduler = self.lanes[seq.model].scheduler
         assert scheduler is not None
-        scheduler.finish(seq, reason, now)
+        scheduler.residents.finish(seq, reason, now)
         self._end(seq, reason, now, num_output)
 
     def _end(self, seq: Sequence, reason: FinishReason, now: float, num_output: int | None = None) -> None:
@@ -298,25 +388,6 @@ class Kernel:
         """Assert all invariants; O(everything)."""
         for lane in self.lanes.values():
             if lane.scheduler is not None:
-                lane.scheduler.check()
-        live = [seq for lane in self.lanes.values() if lane.scheduler for seq in lane.scheduler.live()]
+                lane.scheduler.residents.check()
+        live = [seq for lane in self.lanes.values() if lane.scheduler for seq in lane.scheduler.residents.live()]
         assert sorted(seq.rid for seq in live) == sorted(self.sequences), "a sequence is lost or held twice"
-
-
-def _row(seq: Sequence, now: float) -> m.SeqRow:
-    age = now - seq.accepted_at
-    running = now - (seq.started_at if seq.started_at is not None else now)
-    return m.SeqRow(
-        rid=seq.rid,
-        owner=seq.owner,
-        model=seq.model,
-        state=int(seq.state),
-        prompt_tokens=seq.prompt_len,
-        output_tokens=seq.num_output,
-        max_tokens=seq.max_len - seq.prompt_len,
-        pages=len(seq.page_table),
-        cached_tokens=seq.cached_tokens,
-        preemptions=seq.preemptions,
-        age_ms=age * 1e3,
-        tokens_per_s=seq.num_output / running if running > 0 else 0.0,
-    )

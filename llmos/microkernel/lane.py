@@ -6,21 +6,29 @@ the current generation and exactly the oldest step in flight; everything else is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from llmos.errors import ProtocolError, Unavailable
+from llmos.errors import InvalidRequest, ProtocolError, Unavailable
 from llmos.microkernel.commit import Outcome
+from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.rows import Ints
-from llmos.microkernel.scheduler import Scheduler, SchedulerLimits
+from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import Sequence
+from llmos.microkernel.tenants import TenantLimits, TenantTable
 from llmos.protocol.messages import ExecutorReady, LaneStatus, StepPlan, StepResult
+
+_STEP_WEIGHT = 0.05  # of the newest step in the average
 
 
 class Lane:
     """See the module docstring. `limits` are the configured budgets; the executor's capacities bound them."""
 
-    def __init__(self, model: str, limits: SchedulerLimits) -> None:
+    def __init__(self, model: str, limits: SchedulerLimits, limits_of: Callable[[str], TenantLimits]) -> None:
         self.model = model
+        self.tenants = TenantTable(limits_of)
+        self.step_s = 0.0  # how long a step takes the executor, exponentially averaged
         self.generation = 0
         self.executor: int | None = None  # peer
         self.capabilities: ExecutorReady | None = None
@@ -38,9 +46,9 @@ class Lane:
             raise Unavailable(f"model {self.model!r} has no executor", field="model")
         return self.scheduler, self.capabilities
 
-    def attach(self, peer: int, ready: ExecutorReady) -> None:
+    def attach(self, peer: int, ready: ExecutorReady, now: float) -> None:
         """A new executor life: every page is free, every older result void. Live sequences wait to be recomputed."""
-        survivors = self.detach()
+        survivors = self.detach(now)
         self.generation += 1
         self.executor = peer
         self.capabilities = ready
@@ -50,13 +58,14 @@ class Lane:
             steps_in_flight=self._limits.steps_in_flight,
             client_window_tokens=self._limits.client_window_tokens,
             prefix_cache=self._limits.prefix_cache,
+            ageing_s=self._limits.ageing_s,
         )
-        self.scheduler = Scheduler(ready.num_pages, ready.page_size, ready.vocab_size, limits)
+        self.scheduler = Scheduler(ready.num_pages, ready.page_size, ready.vocab_size, limits, self.tenants)
         for seq in survivors:
             seq.page_hashes.clear()  # their page size may be another one now
-            self.scheduler.queue.push(seq)
+            self.scheduler.residents.adopt(seq, now)
 
-    def detach(self) -> list[Sequence]:
+    def detach(self, now: float) -> list[Sequence]:
         """The executor is gone. Returns the live sequences, oldest first, without rows, pages or pending tokens."""
         old, self.scheduler, self.executor, self.capabilities = self.scheduler, None, None, None
         if old is None:
@@ -65,22 +74,58 @@ class Lane:
         for row in old.rows.order[::-1].tolist():
             seq = old.rows.seqs[row]
             assert seq is not None
-            old.preempt(seq)
-        for seq in old.queue:
+            old.residents.preempt(seq, now)
+        survivors = sorted(old.residents.live(), key=lambda seq: seq.rid)
+        for seq in survivors:
+            seq.page_table = []
             seq.num_pending = 0  # nothing comes any more
-        return sorted(old.queue, key=lambda seq: seq.rid)
+        self.tenants.reset()
+        return survivors
 
     def plan(self, now: float) -> StepPlan | None:
         return self.scheduler.schedule(self.generation, now) if self.scheduler is not None else None
 
-    def take(self, result: StepResult) -> Outcome | None:
+    def take(self, result: StepResult, now: float) -> Outcome | None:
         """Commit a result; None if it is not exactly the next one."""
         scheduler = self.scheduler
         expected = scheduler.in_flight[0].step if scheduler is not None and scheduler.in_flight else None
         if scheduler is None or result.generation != self.generation or result.step != expected:
             self.results_dropped += 1
             return None
-        return scheduler.complete(_matrix(result.samples, 3), _matrix(result.failed, 2))
+        self.step_s += _STEP_WEIGHT * (result.busy_us * 1e-6 - self.step_s) if self.step_s else result.busy_us * 1e-6
+        return scheduler.complete(_matrix(result.samples, 3), _matrix(result.failed, 2), now)
+
+    def check_tenant(self, name: str, limits: TenantLimits) -> None:
+        """Raise `InvalidRequest` if new limits of a tenant contradict what lives here now."""
+        if self.capabilities is None or self.scheduler is None:
+            return
+        tenant = self.tenants.get(name)
+        others = self.tenants.guaranteed_to_others(tenant)
+        total = self.capabilities.num_pages
+        if limits.guaranteed_pages + others > total:
+            text = f"guarantees of {limits.guaranteed_pages + others} pages together, {self.model} has {total}"
+            raise InvalidRequest(text, field="guaranteed_pages")
+        for field, used in (("max_running", tenant.running), ("max_pages", tenant.pages)):
+            if getattr(limits, field) < used:
+                raise InvalidRequest(
+                    f"{field} {getattr(limits, field)} is below the {used} in use by {name}", field=field
+                )
+        size = self.capabilities.page_size
+        for seq in self.scheduler.residents.live():
+            mine = seq.owner == name
+            most = (
+                min(limits.max_pages, total - others) if mine else total - self._guaranteed_to_others(seq, name, limits)
+            )
+            if -(-seq.max_len // size) > most:
+                field = "max_pages" if mine else "guaranteed_pages"
+                raise InvalidRequest(
+                    f"sequence {seq.rid} may need {-(-seq.max_len // size)} pages, {most} would be left", field=field
+                )
+
+    def _guaranteed_to_others(self, seq: Sequence, name: str, limits: TenantLimits) -> int:
+        changed = self.tenants.get(name)
+        others = self.tenants.guaranteed_to_others(self.tenants.get(seq.owner))
+        return others - changed.limits.guaranteed_pages + limits.guaranteed_pages
 
     def status(self) -> LaneStatus:
         scheduler, ready = self.scheduler, self.capabilities

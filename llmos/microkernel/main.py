@@ -15,8 +15,8 @@ import time
 from typing import Any
 
 from llmos.microkernel.kernel import Kernel, Sender
+from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.outbox import Send
-from llmos.microkernel.scheduler import SchedulerLimits
 from llmos.ports.core import Peer
 from llmos.ports.lifeline import Lifeline
 from llmos.ports.sync import Listener, PortSet

@@ -32,7 +32,7 @@ class InFlightStep:
 
 @dataclass(slots=True)
 class PlanBuilder:
-    """Collects one step. Row frees may be noted before the step is known to have work; they stay until it has."""
+    """Collects one step."""
 
     row_frees: list[int] = field(default_factory=list)
     row_adds: list[RowAdd] = field(default_factory=list)

@@ -9,6 +9,8 @@ Columns, in tokens from the start of the prompt unless said:
     max_len    the sequence ends here                      min_len    stop tokens count only above this
     unread     its client must have read up to here minus the window (known + pending stays below it)
     indexed    pages the prefix cache knows                stop       up to `_STOP_COLUMNS` stop token ids, -1 = none
+    tenant     index in the tenant table                   decoding   it got a token in this row
+    throttled  its client does not read (as last seen)     known_at_start  known when it got the row
     many_stops more stop ids than columns: look at the sequence instead
 """
 
@@ -35,7 +37,8 @@ class RowTable:
         self.max_len, self.min_len, self.unread, self.indexed = (np.zeros(num_rows, np.int64) for _ in range(4))
         self.epoch, self.rid, self.prompt_len, self.gateway = (np.zeros(num_rows, np.int64) for _ in range(4))
         self.stop = np.full((num_rows, _STOP_COLUMNS), _NO_TOKEN, np.int64)
-        self.many_stops = np.zeros(num_rows, bool)
+        self.tenant, self.known_at_start = (np.zeros(num_rows, np.int64) for _ in range(2))
+        self.many_stops, self.decoding, self.throttled = (np.zeros(num_rows, bool) for _ in range(3))
         self.order: Ints = np.zeros(0, np.int64)
         self._free = list(range(num_rows - 1, -1, -1))
 
@@ -46,12 +49,12 @@ class RowTable:
     def num_free(self) -> int:
         return len(self._free)
 
-    def take(self, seq: Sequence, num_computed: int, page_size: int) -> int:
+    def take(self, seq: Sequence, num_computed: int, page_size: int, tenant: int) -> int:
         """Give `seq`, whose page table is set, a row."""
         row = self._free.pop()
         seq.row = row
         self.seqs[row] = seq
-        self.known[row] = len(seq.tokens)
+        self.known[row] = self.known_at_start[row] = len(seq.tokens)
         self.pending[row] = 0
         self.computed[row] = num_computed
         self.capacity[row] = len(seq.page_table) * page_size
@@ -61,6 +64,8 @@ class RowTable:
         self.rid[row] = seq.rid
         self.prompt_len[row] = seq.prompt_len
         self.gateway[row] = seq.gateway
+        self.tenant[row] = tenant
+        self.decoding[row] = self.throttled[row] = False
         self.read(seq)
         stops = seq.params.stop_token_ids
         self.many_stops[row] = len(stops) > _STOP_COLUMNS

@@ -2,13 +2,20 @@
 
 State table (every other transition is a bug; `move` asserts it):
 
-    from        to          when                                     holds pages   holds a row
-    WAITING     RUNNING     admitted by the scheduler                 no -> yes     no -> yes
-    WAITING     FINISHED    cancelled, killed, executor lost          no            no
-    RUNNING     PREEMPTED   the pool is full or the executor died     yes -> no     yes -> no
-    RUNNING     FINISHED    stop, length, cancel, kill, failure       yes -> no     yes -> no
-    PREEMPTED   RUNNING     admitted again, recomputes                no -> yes     no -> yes
-    PREEMPTED   FINISHED    as WAITING
+    from        to          when                                          holds pages   holds a row
+    WAITING     RUNNING     admitted by the scheduler                     maybe -> yes  no -> yes
+    WAITING     SUSPENDED   its owner suspends it                         maybe         no
+    WAITING     FINISHED    cancelled, killed, deadline, executor lost    maybe -> no   no
+    RUNNING     PREEMPTED   the pool is full or the executor died         yes -> no     yes -> no
+    RUNNING     SUSPENDED   its owner suspends it                         yes -> maybe  yes -> no
+    RUNNING     FINISHED    stop, length, cancel, kill, failure           yes -> no     yes -> no
+    PREEMPTED   RUNNING     admitted again, recomputes                    no -> yes     no -> yes
+    PREEMPTED   SUSPENDED   its owner suspends it                         no            no
+    PREEMPTED   FINISHED    as WAITING, or its last token came            no            no
+    SUSPENDED   WAITING     its owner resumes it                          maybe         no
+    SUSPENDED   FINISHED    as PREEMPTED                                  maybe -> no   no
+
+A sequence without a row that holds pages ("maybe") keeps them only until somebody else needs them.
 
 Prefill, chunked prefill, decode and resume are one rule: the tokens computed chase the tokens known. While a sequence runs, that
 accounting is kept in the row table (rows.py); what is here is valid in every state.
@@ -20,16 +27,27 @@ from array import array
 from dataclasses import dataclass, field
 
 from llmos.codes import FinishReason, SeqState
+from llmos.microkernel.timeline import Cause, Timeline
 from llmos.protocol.messages import Usage
 from llmos.protocol.params import SamplingParams
 
 TRANSITIONS: dict[SeqState, frozenset[SeqState]] = {
-    SeqState.WAITING: frozenset({SeqState.RUNNING, SeqState.FINISHED}),
-    SeqState.RUNNING: frozenset({SeqState.PREEMPTED, SeqState.FINISHED}),
-    SeqState.PREEMPTED: frozenset({SeqState.RUNNING, SeqState.FINISHED}),
+    SeqState.WAITING: frozenset({SeqState.RUNNING, SeqState.SUSPENDED, SeqState.FINISHED}),
+    SeqState.RUNNING: frozenset({SeqState.PREEMPTED, SeqState.SUSPENDED, SeqState.FINISHED}),
+    SeqState.PREEMPTED: frozenset({SeqState.RUNNING, SeqState.SUSPENDED, SeqState.FINISHED}),
+    SeqState.SUSPENDED: frozenset({SeqState.WAITING, SeqState.FINISHED}),
     SeqState.FINISHED: frozenset(),
 }
 NO_ROW = -1
+
+
+_CAUSE_OF = {
+    SeqState.WAITING: Cause.QUEUE,
+    SeqState.RUNNING: Cause.PREFILL,  # decode begins with the first token of this stay in a row
+    SeqState.PREEMPTED: Cause.PREEMPTED,
+    SeqState.SUSPENDED: Cause.SUSPENDED,
+    SeqState.FINISHED: Cause.FINISHED,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -57,16 +75,23 @@ class Sequence:
     )
     cached_tokens: int = 0
     preemptions: int = 0
+    suspensions: int = 0
+    kept_tokens: int = 0  # without a row: tokens whose KV is in the pages it kept
+    nice: int = 0
+    deadline: float | None = None  # absolute, by the same clock as `accepted_at`
     acked: int = 0  # output tokens that the client has read
     started_at: float | None = None
     finished_at: float | None = None
+    timeline: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
         self.stop_ids = frozenset(self.params.stop_token_ids)
+        self.timeline = Timeline(self.accepted_at)
 
-    def move(self, state: SeqState) -> None:
+    def move(self, state: SeqState, now: float) -> None:
         assert state in TRANSITIONS[self.state], f"sequence {self.rid}: {self.state.name} -> {state.name}"
         self.state = state
+        self.timeline.enter(_CAUSE_OF[state], now)
 
     @property
     def num_output(self) -> int:

@@ -83,7 +83,11 @@ class TokenLogprobs(Part, frozen=True):
 
 
 class Generate(Message, tag=10, frozen=True):
-    """Client -> gateway. Exactly one of `text`, `token_ids`, `messages` is set. `req` is chosen by the client."""
+    """Client -> gateway. Exactly one of `text`, `token_ids`, `messages` is set. `req` is chosen by the client.
+
+    `nice`: -20 (most urgent) to 19; below 0 is for administrators. `deadline_ms`: from now; a sequence still waiting then is ended,
+    one that can not be done by then is refused.
+    """
 
     req: int
     model: str | None
@@ -92,6 +96,8 @@ class Generate(Message, tag=10, frozen=True):
     messages: tuple[ChatMessage, ...] | None
     params: SamplingParams
     client_request_id: str | None = None
+    nice: int = 0
+    deadline_ms: float | None = None
 
 
 class Accepted(Message, tag=11, frozen=True):
@@ -244,6 +250,8 @@ class SeqSubmit(Message, tag=60, frozen=True):
     params: SamplingParams
     owner: str
     client_request_id: str | None = None
+    nice: int = 0
+    deadline_ms: float | None = None
 
 
 class SeqAccepted(Message, tag=61, frozen=True):
@@ -314,6 +322,7 @@ class SeqRow(Part, frozen=True):
     preemptions: int
     age_ms: float
     tokens_per_s: float
+    nice: int = 0
 
 
 class PsGet(Message, tag=80, frozen=True):
@@ -405,6 +414,107 @@ class ModelRow(Part, frozen=True):
 class ModelsReply(Message, tag=87, frozen=True):
     req: int
     models: tuple[ModelRow, ...]
+
+
+class Nice(Message, tag=90, frozen=True):
+    """Change a live sequence's nice value. `owner` as in `Kill`. The answer is `Done`."""
+
+    req: int
+    rid: int
+    nice: int
+    owner: str | None = None
+
+
+class Suspend(Message, tag=91, frozen=True):
+    """Take a live sequence off the machine until `Resume`. `keep_pages`: its pages stay until somebody else needs them; otherwise they
+    are given back at once. Either way nothing is lost, dropped pages are recomputed. Idempotent; the answer is `Done`."""
+
+    req: int
+    rid: int
+    keep_pages: bool = True
+    owner: str | None = None
+
+
+class Resume(Message, tag=92, frozen=True):
+    """Let a suspended sequence wait for the machine again. Idempotent; the answer is `Done`."""
+
+    req: int
+    rid: int
+    owner: str | None = None
+
+
+class Done(Message, tag=93, frozen=True):
+    req: int
+    rid: int
+
+
+class Explain(Message, tag=94, frozen=True):
+    """Where did a live sequence's time go? `owner` as in `Kill`."""
+
+    req: int
+    rid: int
+    owner: str | None = None
+
+
+class Explained(Message, tag=95, frozen=True):
+    """Milliseconds since acceptance by cause; they add up to `age_ms`. `client`: it was ready, but its client did not read."""
+
+    req: int
+    rid: int
+    state: int
+    age_ms: float
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    preempted_ms: float
+    suspended_ms: float
+    client_ms: float
+    preemptions: int
+    suspensions: int
+    cached_tokens: int
+    nice: int
+
+
+class TenantRow(Part, frozen=True):
+    """A tenant's limits and use on one model. 2147483647 = unlimited; `tokens_per_s` 0 = no limit."""
+
+    tenant: str
+    model: str
+    weight: float
+    max_pages: int
+    guaranteed_pages: int
+    max_running: int
+    max_waiting: int
+    tokens_per_s: float
+    pages: int = 0
+    running: int = 0
+    waiting: int = 0
+    tokens: int = 0
+
+
+class TenantsGet(Message, tag=96, frozen=True):
+    """`owner`: only this tenant (None = all)."""
+
+    req: int
+    owner: str | None = None
+
+
+class TenantsReply(Message, tag=97, frozen=True):
+    req: int
+    tenants: tuple[TenantRow, ...]
+
+
+class TenantSet(Message, tag=98, frozen=True):
+    """Change a tenant's limits on every model; None leaves a value as it is. For administrators. The answer is `TenantsReply`."""
+
+    req: int
+    tenant: str
+    weight: float | None = None
+    max_pages: int | None = None
+    guaranteed_pages: int | None = None
+    max_running: int | None = None
+    max_waiting: int | None = None
+    tokens_per_s: float | None = None
 
 
 class ModelState(Message, tag=88, frozen=True):
@@ -535,10 +645,10 @@ class ServiceDown(Message, tag=125, frozen=True):
     pid: int
 
 
-ClientToGateway = Hello | Generate | Ack | Cancel | Tokenize | PsGet | Kill | StatusGet | ModelsGet
-GatewayToClient = (
-    Welcome | Error | Accepted | Tokens | Finished | Tokenized | PsReply | Killed | StatusReply | ModelsReply
-)
+ControlVerb = PsGet | Kill | StatusGet | ModelsGet | Nice | Suspend | Resume | Explain | TenantsGet | TenantSet
+ControlAnswer = PsReply | Killed | StatusReply | ModelsReply | Done | Explained | TenantsReply
+ClientToGateway = Hello | Generate | Ack | Cancel | Tokenize | ControlVerb
+GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Tokenized | ControlAnswer
 GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose
 TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded
 ToKernel = (
@@ -547,10 +657,7 @@ ToKernel = (
     | SeqCancel
     | SeqFinish
     | SeqAck
-    | PsGet
-    | Kill
-    | StatusGet
-    | ModelsGet
+    | ControlVerb
     | ModelsReply
     | ExecutorReady
     | StepResult
@@ -562,10 +669,7 @@ FromKernel = (
     | Error
     | SeqAccepted
     | SeqTokens
-    | PsReply
-    | Killed
-    | StatusReply
-    | ModelsReply
+    | ControlAnswer
     | ModelsGet
     | ModelState
     | ExecutorWelcome

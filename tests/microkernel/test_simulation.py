@@ -1,4 +1,4 @@
-"""Seeded simulation: random arrivals, cancels, kills, acks, slow readers and executor restarts against the checking executor.
+"""Seeded simulation: arrivals, cancels, kills, suspensions, renices, quota changes, slow readers, executor restarts.
 
 After every step all invariants are asserted (World.step), every stream must be the known answer, and at the end everything that was
 accepted has exactly one end and no page is held. A failing seed reproduces by its number.
@@ -11,8 +11,11 @@ import random
 import pytest
 from kernel_world import CONTROL, GATEWAY, World
 
-from llmos.codes import FinishReason
+from llmos.codes import ErrorCode, FinishReason
+from llmos.microkernel.tenants import UNLIMITED
 from llmos.protocol import messages as m
+
+OWNERS = ("alice", "bob", "carol")
 
 
 def simulate(seed: int, events: int) -> World:
@@ -53,23 +56,58 @@ def _one_event(world: World, rng: random.Random, families: list[list[int]], capa
     elif kind < 0.22 and live:
         rid = rng.choice(live)
         world.send(GATEWAY, m.SeqAck(rid, len(world.streams[rid].ids)))
-    elif kind < 0.225:
+    elif kind < 0.26 and live:
+        world.send(CONTROL, m.Suspend(1, rng.choice(live), rng.random() < 0.7))
+    elif kind < 0.31 and live:
+        world.send(CONTROL, m.Resume(1, rng.choice(live)))
+    elif kind < 0.33 and live:
+        world.send(CONTROL, m.Nice(1, rng.choice(live), rng.randint(-20, 19)))
+    elif kind < 0.35:
+        _change_tenant(world, rng)
+    elif kind < 0.355:
         world.start_executor()  # registers anew: all pages void
-    elif kind < 0.23 and live and world.executor is not None:
+    elif kind < 0.36 and live and world.executor is not None:
         world.executor.fail_rows[rng.choice(live)] = FinishReason.NUMERICAL_ERROR
     else:
         world.step()
 
 
+def _try_submit(world: World, rng: random.Random, prompt: list[int], stop: tuple[int, ...], options: dict) -> None:
+    """A refusal is fine if it is typed: quotas and deadlines may not allow the sequence."""
+    owner = rng.choice(OWNERS)
+    limit = rng.choice([None, 1, 3, 12, 40])
+    try:
+        world.submit(prompt, owner=owner, max_tokens=limit, seed=rng.randrange(50), stop_token_ids=stop, **options)
+    except AssertionError:
+        assert world.replies[-1].code in (ErrorCode.CONTEXT_TOO_LONG, ErrorCode.OVERLOADED, ErrorCode.INVALID_REQUEST)
+
+
+def _change_tenant(world: World, rng: random.Random) -> None:
+    pages = world.shape[0]
+    change = rng.choice(
+        [
+            {"weight": rng.choice([0.5, 1.0, 3.0])},
+            {"max_pages": rng.choice([pages // 2, pages, UNLIMITED])},
+            {"guaranteed_pages": rng.choice([0, pages // 8, pages // 4])},
+            {"max_running": rng.choice([1, 3, UNLIMITED])},
+            {"tokens_per_s": rng.choice([0.0, 50.0, 1000.0])},
+        ]
+    )
+    world.send(CONTROL, m.TenantSet(1, rng.choice(OWNERS), **change))
+
+
 def _settle(world: World) -> None:
     while world.kernel.sequences:
         world.run()
+        world.now += 1.0  # token rates refill
+        for rid in list(world.kernel.sequences):
+            world.send(CONTROL, m.Resume(1, rid))
         for rid in list(world.kernel.sequences):  # only unread streams may be left
             world.send(GATEWAY, m.SeqAck(rid, len(world.streams[rid].ids)))
     world.run()
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(60))
 def test_random_life(seed: int):
     world = simulate(seed, events=600)
     for rid, stream in world.streams.items():

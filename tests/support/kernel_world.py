@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from llmos.codes import FinishReason
 from llmos.microkernel.kernel import Kernel, Sender
+from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.outbox import Send
-from llmos.microkernel.scheduler import SchedulerLimits
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, encode, pack_i32, unpack_i32, unpack_i64
 from llmos.protocol.params import SamplingParams
@@ -147,9 +147,12 @@ class Stream:
 class World:
     """Kernel, executor and gateway wired together."""
 
-    def __init__(self, num_pages: int = 64, page_size: int = 4, *, max_rows: int = 8, max_step_tokens: int = 32,
-                 steps_in_flight: int = 2, prefix_cache: bool = True, window: int = 10**6, max_context: int = 4096) -> None:  # fmt: skip
-        limits = SchedulerLimits(max_rows, max_step_tokens, steps_in_flight, window, prefix_cache)
+    def __init__(
+        self, num_pages: int = 64, page_size: int = 4, *, max_rows: int = 8, max_step_tokens: int = 32,
+        steps_in_flight: int = 2, prefix_cache: bool = True, window: int = 10**6, max_context: int = 4096,
+        ageing_s: float = 30.0,
+    ) -> None:  # fmt: skip
+        limits = SchedulerLimits(max_rows, max_step_tokens, steps_in_flight, window, prefix_cache, ageing_s)
         self.now = 0.0
         self.kernel = Kernel(limits, 1000, ("demo",), lambda: 99, self.now)
         self.streams: dict[int, Stream] = {}
@@ -177,12 +180,21 @@ class World:
         self.executor = None
         self.send(SUPERVISOR, m.ServiceDown("executor", "executor.demo", 1))
 
-    def submit(self, prompt: list[int], *, owner: str = "alice", **sampling: object) -> int:
+    def submit(
+        self,
+        prompt: list[int],
+        *,
+        owner: str = "alice",
+        nice: int = 0,
+        deadline_ms: float | None = None,
+        **sampling: object,
+    ) -> int:
         """Submit and return the rid; raises AssertionError if it was refused."""
         self._req += 1
         stream = Stream(prompt, params(**sampling))
         self._pending_submits[self._req] = stream
-        self.send(GATEWAY, m.SeqSubmit(self._req, "demo", pack_i32(prompt), stream.params, owner))
+        message = m.SeqSubmit(self._req, "demo", pack_i32(prompt), stream.params, owner, None, nice, deadline_ms)
+        self.send(GATEWAY, message)
         assert self._req not in self._pending_submits, f"refused: {self.replies[-1]}"
         return max(self.streams)
 

@@ -1,0 +1,138 @@
+"""Tenants: who shares the machine, with what rights to it, and what each has used.
+
+Fair share is the virtual token counter of Sheng et al. 2024 ("Fairness in Serving Large Language Models", VTC): every token computed
+for a tenant raises its counter by 1/weight; the tenant with the smallest counter among those that wait is served next. A tenant that
+was idle starts at the smallest counter of the active ones, so that idling saves nothing up and costs nothing. While two tenants both
+wait, weight-normalised service differs by at most what two sequences can get at once (the paper's Theorem 4.4; property test).
+
+Invariants: 0 <= guaranteed_pages <= max_pages; pages, running and waiting count live sequences only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from llmos.errors import InvalidRequest
+
+UNLIMITED = 2**31 - 1
+MAX_WEIGHT = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """What a tenant may use of one model. Pages are counted once per page table that holds them."""
+
+    weight: float = 1.0
+    max_pages: int = UNLIMITED
+    guaranteed_pages: int = 0
+    max_running: int = UNLIMITED
+    max_waiting: int = UNLIMITED
+    tokens_per_s: float = 0.0  # 0 = no limit; a burst of one second's tokens is allowed
+
+    def check(self) -> None:
+        """Raise `InvalidRequest` naming the first field that is out of range."""
+        if not 0 < self.weight <= MAX_WEIGHT:
+            raise InvalidRequest(f"weight {self.weight} is outside (0, {MAX_WEIGHT:g}]", field="weight")
+        for name in ("max_pages", "max_running", "max_waiting", "guaranteed_pages"):
+            value = getattr(self, name)
+            if not 0 <= value <= UNLIMITED:
+                raise InvalidRequest(f"{name} {value} is outside [0, {UNLIMITED}]", field=name)
+        if self.guaranteed_pages > self.max_pages:
+            raise InvalidRequest(
+                f"guaranteed_pages {self.guaranteed_pages} is above max_pages {self.max_pages}",
+                field="guaranteed_pages",
+            )
+        if not 0 <= self.tokens_per_s <= 1e9:
+            raise InvalidRequest(f"tokens_per_s {self.tokens_per_s} is outside [0, 1e9]", field="tokens_per_s")
+
+
+@dataclass(slots=True)
+class Tenant:
+    """A tenant's limits and use on one model."""
+
+    name: str
+    limits: TenantLimits = field(default_factory=TenantLimits)
+    pages: int = 0
+    running: int = 0
+    waiting: int = 0
+    tokens: int = 0  # computed for it, prompt and output
+    counter: float = 0.0  # virtual: tokens / weight, lifted when it comes back from idling
+    index: int = 0  # its place in the table
+    _rate_from: float = 0.0  # token bucket: all tokens before this moment are paid for
+
+    @property
+    def idle(self) -> bool:
+        return not (self.running or self.waiting)
+
+    def charge(self, tokens: int, now: float) -> None:
+        """`tokens` were computed for it."""
+        self.tokens += tokens
+        self.counter += tokens / self.limits.weight
+        if self.limits.tokens_per_s:
+            self._rate_from = max(self._rate_from, now - 1.0) + tokens / self.limits.tokens_per_s
+
+    def over_rate(self, now: float) -> bool:
+        """True while it has computed more than its token rate allows."""
+        return bool(self.limits.tokens_per_s) and self._rate_from > now
+
+    def may_start(self, pages: int, now: float) -> bool:
+        """Do its own limits allow one more running sequence with `pages` more pages?"""
+        limits = self.limits
+        return self.running < limits.max_running and self.pages + pages <= limits.max_pages and not self.over_rate(now)
+
+    def lift(self, counter: float) -> None:
+        """It comes back from idling: start level with the least served."""
+        self.counter = max(self.counter, counter)
+
+
+class TenantTable:
+    """All tenants that one model has met. Limits come from `limits_of(name)`; use is kept over executor generations."""
+
+    def __init__(self, limits_of: Callable[[str], TenantLimits]) -> None:
+        self._limits_of = limits_of
+        self._by_name: dict[str, Tenant] = {}
+        self.all: list[Tenant] = []
+        self.has_guarantees = False
+        self.has_rates = False
+
+    def get(self, name: str) -> Tenant:
+        tenant = self._by_name.get(name)
+        if tenant is None:
+            tenant = self._by_name[name] = Tenant(name, self._limits_of(name), index=len(self.all))
+            self.all.append(tenant)
+            self._note()
+        return tenant
+
+    def refresh(self) -> None:
+        """Limits changed."""
+        for tenant in self.all:
+            tenant.limits = self._limits_of(tenant.name)
+        self._note()
+
+    def reset(self) -> None:
+        """The executor is gone: nobody runs or holds pages; what was computed stays counted."""
+        for tenant in self.all:
+            tenant.pages = tenant.running = tenant.waiting = 0
+
+    def arrive(self, tenant: Tenant) -> None:
+        """One more of its sequences waits; if it was idle it starts level with the least served."""
+        if tenant.idle:
+            active = [other.counter for other in self.all if not other.idle]
+            if active:
+                tenant.lift(min(active))
+        tenant.waiting += 1
+
+    def reserved_for_others(self, tenant: Tenant) -> int:
+        """Pages that must stay grantable for other tenants' guarantees."""
+        if not self.has_guarantees:
+            return 0
+        return sum(max(0, other.limits.guaranteed_pages - other.pages) for other in self.all if other is not tenant)
+
+    def guaranteed_to_others(self, tenant: Tenant) -> int:
+        """Pages that this tenant can never count on."""
+        return sum(other.limits.guaranteed_pages for other in self.all if other is not tenant)
+
+    def _note(self) -> None:
+        self.has_guarantees = any(tenant.limits.guaranteed_pages for tenant in self.all)
+        self.has_rates = any(tenant.limits.tokens_per_s for tenant in self.all)
