@@ -7,12 +7,13 @@ once; what did not come or does not fit makes its sequence recompute, never the 
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from llmos.codes import FinishReason, SeqState
-from llmos.microkernel.plan import EMPTY, InFlightStep
+from llmos.microkernel.plan import EMPTY, InFlightStep, equal
 from llmos.microkernel.rows import Ints, RowTable
 from llmos.microkernel.sequence import Sequence
 
@@ -44,28 +45,31 @@ def commit_step(rows: RowTable, step: InFlightStep, samples: Ints, failed: Ints,
     as_asked = (
         not len(failed)
         and len(samples) == len(asked)
-        and np.array_equal(samples[:, 0], asked)
-        and np.array_equal(samples[:, 1], positions)
-        and np.array_equal(rows.epoch[asked], epochs)
-        and np.array_equal(rows.known[asked], positions)
-        and bool(((samples[:, 2] >= 0) & (samples[:, 2] < vocab_size)).all())
+        and equal(samples[:, 0], asked)
+        and equal(samples[:, 1], positions)
+        and equal(rows.epoch[asked], epochs)
+        and equal(rows.known[asked], positions)
+        and (not len(samples) or (samples[:, 2].min() >= 0 and samples[:, 2].max() < vocab_size))
     )
     if as_asked:
         offsets = positions - rows.prompt_len[asked]
         outcome = Outcome(asked, positions, samples[:, 2], rows.rid[asked], offsets, rows.gateway[asked], seqs)
-        _append(rows, outcome)
+        _append(rows, outcome, step.logs if len(step.logs) == sampling else step.logs[:sampling])
         return outcome
     return _careful(rows, (asked, positions, epochs, seqs), samples, failed, vocab_size)
 
 
-def _append(rows: RowTable, outcome: Outcome) -> None:
+def _append(rows: RowTable, outcome: Outcome, logs: list[array[int]]) -> None:
     """Commit tokens of sequences that all still hold the rows they were sampled in."""
     held, tokens = outcome.rows, outcome.tokens
     rows.known[held] += 1
     rows.pending[held] -= 1
-    for seq, token in zip(outcome.seqs, tokens.tolist()):
-        seq.tokens.append(token)
-    ends = (rows.known[held] >= rows.max_len[held]) | rows.hits_stop(held, tokens)
+    # `append` gives None, so `any` runs through all of them: a loop in C instead of 256 steps of the interpreter.
+    any(map(array.append, logs, tokens.tolist()))
+    known = rows.known[held]
+    ends = (known >= rows.max_len[held]) | rows.hits_stop(held, tokens, known)
+    if not ends.any():
+        return
     for place in np.flatnonzero(ends).tolist():
         _note_end(outcome, outcome.seqs[place], int(tokens[place]))
 

@@ -102,11 +102,10 @@ class RowTable:
         behind: NDArray[np.bool_] = self.known[rows] + self.pending[rows] < self.unread[rows]
         return behind
 
-    def hits_stop(self, rows: Ints, tokens: Ints) -> NDArray[np.bool_]:
-        """Rows for which the token just committed is, or may be, a stop token."""
-        hit = (self.stop[rows] == tokens[:, None]).any(axis=1) | self.many_stops[rows]
-        counts: NDArray[np.bool_] = hit & (self.known[rows] > self.min_len[rows])
-        return counts
+    def hits_stop(self, rows: Ints, tokens: Ints, known: Ints) -> NDArray[np.bool_]:
+        """Rows for which the token just committed, the `known`th, is or may be a stop token."""
+        hit: NDArray[np.bool_] = (self.stop[rows] == tokens[:, None]).any(axis=1) | self.many_stops[rows]
+        return hit & (known > self.min_len[rows]) if hit.any() else hit
 
     def check(self) -> None:
         """Assert the invariants; O(rows)."""

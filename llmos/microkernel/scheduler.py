@@ -23,7 +23,7 @@ from llmos.codes import SeqState
 from llmos.microkernel.commit import Outcome, commit_step
 from llmos.microkernel.fairqueue import priority_class
 from llmos.microkernel.limits import SchedulerLimits
-from llmos.microkernel.plan import InFlightStep, PlanBuilder
+from llmos.microkernel.plan import InFlightStep, PlanBuilder, equal
 from llmos.microkernel.residents import Residents
 from llmos.microkernel.rows import Ints
 from llmos.microkernel.sequence import Sequence
@@ -267,15 +267,14 @@ class Scheduler:
             counts = np.concatenate([counts, lengths])
         epochs = self.rows.epoch[rows]
         last = self._last
-        if last is not None and np.array_equal(last.rows, rows) and np.array_equal(last.epochs, epochs):
-            seqs = last.seqs
+        if last is not None and equal(last.rows, rows) and equal(last.epochs, epochs):
+            seqs, logs = last.seqs, last.logs
         else:
             seqs = [seq for row in rows.tolist() if (seq := self.rows.seqs[row]) is not None]
+            logs = [seq.tokens for seq in seqs]
         assert len(seqs) == len(rows), "a row was planned that nobody holds"
-        for index, tokens in enumerate(np.bincount(self.rows.tenant[rows], weights=counts).tolist()):
-            if tokens:
-                self.tenants.all[index].charge(int(tokens), now)
-        step = InFlightStep(self.last_step, rows, epochs, stored, len(builder.chunks), seqs)
+        self.tenants.charge(self.rows.tenant[rows], counts, now)
+        step = InFlightStep(self.last_step, rows, epochs, stored, len(builder.chunks), seqs, logs)
         self.in_flight.append(step)
         plan = builder.build(generation, step.step, self._last_decode)
         self._last, self._last_decode = step, builder.decode
@@ -289,12 +288,8 @@ class Scheduler:
         self.holdings.idle = not self.in_flight
         outcome = commit_step(self.rows, step, samples, failed, self.vocab_size)
         self.counters.tokens_committed += len(outcome.tokens)
-        fresh = step.rows[~self.rows.decoding[step.rows] & (self.rows.epoch[step.rows] == step.epochs)]
-        for row in fresh[self.rows.known[fresh] > self.rows.known_at_start[fresh]].tolist():
-            self.rows.decoding[row] = True
-            seq = self.rows.seqs[row]
-            assert seq is not None
-            seq.timeline.enter(Cause.DECODE, now)
+        if not self.rows.decoding[step.rows].all():
+            self._note_decoding(step, now)
         for seq in outcome.recompute:
             if seq.state is SeqState.RUNNING:
                 self.residents.preempt(seq, now)
@@ -302,6 +297,16 @@ class Scheduler:
             self._index(step)
         self.pool.complete(step.step)
         return outcome
+
+    def _note_decoding(self, step: InFlightStep, now: float) -> None:
+        """Rows that got their first token: their time passes for decode now."""
+        rows = self.rows
+        fresh = step.rows[~rows.decoding[step.rows] & (rows.epoch[step.rows] == step.epochs)]
+        for row in fresh[rows.known[fresh] > rows.known_at_start[fresh]].tolist():
+            rows.decoding[row] = True
+            seq = rows.seqs[row]
+            assert seq is not None
+            seq.timeline.enter(Cause.DECODE, now)
 
     def _index(self, step: InFlightStep) -> None:
         """Tell the prefix cache of pages that became full of committed tokens."""

@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmos.errors import InvalidRequest
 
 UNLIMITED = 2**31 - 1
@@ -122,6 +125,15 @@ class TenantTable:
             if active:
                 tenant.lift(min(active))
         tenant.waiting += 1
+
+    def charge(self, indices: NDArray[np.int64], tokens: NDArray[np.int64], now: float) -> None:
+        """A step computes `tokens[i]` for the tenant with index `indices[i]`."""
+        if len(self.all) == 1:
+            self.all[0].charge(int(tokens.sum()), now)
+            return
+        for index, count in enumerate(np.bincount(indices, weights=tokens).tolist()):
+            if count:
+                self.all[index].charge(int(count), now)
 
     def reserved_for_others(self, tenant: Tenant) -> int:
         """Pages that must stay grantable for other tenants' guarantees."""
