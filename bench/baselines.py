@@ -108,6 +108,7 @@ class Baseline:
     def __init__(
         self, kind: str, model: Path, *, threads: int, dtype: str = "bfloat16", python: str = sys.executable
     ) -> None:
+        self.is_continuous = kind == "continuous"
         self.name = kind if kind == "llama.cpp" else f"{kind} {dtype}"
         command = [python, __file__, kind, "--model", str(model), "--threads", str(threads)]
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}

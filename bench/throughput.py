@@ -33,7 +33,7 @@ from llmos import AsyncClient
 
 GOALS = {("generate bfloat16", 1): 1.3, ("generate bfloat16", 8): 1.5, ("generate bfloat16", 32): 1.5}
 CONTINUOUS_GOAL = 5.0
-CONTINUOUS_STREAMS = 8
+CONTINUOUS_STREAMS = 16  # its one level: it is slow, and no faster with more
 WARM_UP_TOKENS = 2
 
 Rates = dict[tuple[str, int], list[float]]
@@ -136,7 +136,7 @@ class Bench:
         """Start llmosd, then the baselines' workers; all stay and wait for their turns."""
         threads = self.arguments.threads
         self._daemon = stack.enter_context(
-            Daemon(self._model, threads=threads, max_rows=max(self.arguments.concurrency))
+            Daemon(self._model, threads=threads, max_rows=max(CONTINUOUS_STREAMS, *self.arguments.concurrency))
         )
         for name in self.arguments.baselines:
             kind, _, dtype = name.partition("-")
@@ -153,25 +153,25 @@ class Bench:
 
     def round(self, *, warm_up: bool) -> None:
         """One turn of every system at every level."""
-        for streams in self.arguments.concurrency:
+        for streams in self._levels():
             if warm_up:
                 self._llmos(streams, WARM_UP_TOKENS)
             load = self._llmos(streams, self.arguments.output_tokens)
             self.loads[streams].append(load)
             self._record("llmos", streams, load.tokens_per_s)
-            for baseline in self._baselines:
-                if baseline.name.startswith("continuous") and streams != self._continuous_streams():
-                    continue
+            for baseline in self._baselines_at(streams):
                 if time.perf_counter() < self.deadline:
                     self._baseline(baseline, streams, warm_up)
                 else:
                     print(f"  {baseline.name:22} {streams:3} streams  left out: the time is up", flush=True)
 
-    def _continuous_streams(self) -> int:
-        """transformers' continuous batching is too slow here for more than one level."""
-        return (
-            CONTINUOUS_STREAMS if CONTINUOUS_STREAMS in self.arguments.concurrency else max(self.arguments.concurrency)
-        )
+    def _levels(self) -> list[int]:
+        extra = [CONTINUOUS_STREAMS] if any(baseline.is_continuous for baseline in self._baselines) else []
+        return sorted({*self.arguments.concurrency, *extra})
+
+    def _baselines_at(self, streams: int) -> list[Baseline]:
+        asked = streams in self.arguments.concurrency
+        return [b for b in self._baselines if (streams == CONTINUOUS_STREAMS if b.is_continuous else asked)]
 
     def _llmos(self, streams: int, output_tokens: int) -> LoadResult:
         async def load() -> LoadResult:

@@ -22,6 +22,7 @@ from llmos.errors import LlmosError, ProtocolError, SequenceFailed, from_code
 from llmos.protocol.messages import Accepted, Cancel, Error, Finished, Message, TokenLogprobs, Tokens, Welcome
 
 ACK_EVERY_TOKENS = 256
+_WHY = {FinishReason.DEADLINE: "its deadline passed while it waited,"}  # the other names speak for themselves
 Sink = Callable[[Any], None]
 
 
@@ -158,7 +159,8 @@ class Generation:
             self.fail(ProtocolError(f"unknown finish reason {message.reason}", field="reason", rid=message.rid))
             return
         if reason.is_failure:
-            text = f"sequence {message.rid} ended: {reason.name.lower()} after {len(self._ids)} tokens"
+            why = _WHY.get(reason, reason.name.lower())
+            text = f"sequence {message.rid} ended: {why} after {len(self._ids)} tokens"
             self.fail(SequenceFailed(text, field="reason", rid=message.rid))
             return
         self.ended = True

@@ -5,8 +5,8 @@
         async for chunk in client.generate("Once upon a time", stream=True):
             print(chunk.text, end="")
 
-Two sockets: `client` carries requests and tokens, `client-control` carries ps, kill, status and models, which
-therefore never queue behind tokens.
+Two sockets: `client` carries requests and tokens, `client-control` carries everything else (ps, kill,
+nice, suspend, status, tenants, ...), which therefore never queues behind tokens.
 """
 
 from __future__ import annotations
@@ -24,11 +24,20 @@ from llmos.client.connection import Connection, Submission
 from llmos.client.prompts import ChatLike, GenerateRequest, PromptLike, generate_request, tokenize_request
 from llmos.client.stream import AsyncTokenStream, Start
 from llmos.client.types import Chunk, Completion, Tokenization
+from llmos.client.verbs import (
+    explain_request,
+    kill_request,
+    nice_request,
+    resume_request,
+    suspend_request,
+    tenant_set_request,
+)
 from llmos.errors import InvalidRequest, LlmosError, RequestTimeout, Unavailable
 from llmos.ports.endpoint import RunDir, default_run_dir
 from llmos.protocol.codec import unpack_i32
 from llmos.protocol.messages import (
-    Kill,
+    Done,
+    Explained,
     Killed,
     Message,
     ModelRow,
@@ -39,6 +48,9 @@ from llmos.protocol.messages import (
     SeqRow,
     StatusGet,
     StatusReply,
+    TenantRow,
+    TenantsGet,
+    TenantsReply,
     Tokenized,
 )
 from llmos.protocol.params import SamplingParams
@@ -72,6 +84,8 @@ class AsyncClient:
         stream: Literal[False] = False,
         client_request_id: str | None = None,
         timeout_s: float | None = None,
+        nice: int = 0,
+        deadline_s: float | None = None,
         **sampling: Any,
     ) -> Coroutine[Any, Any, Completion]: ...
 
@@ -85,6 +99,8 @@ class AsyncClient:
         stream: Literal[True],
         client_request_id: str | None = None,
         timeout_s: float | None = None,
+        nice: int = 0,
+        deadline_s: float | None = None,
         **sampling: Any,
     ) -> AsyncTokenStream: ...
 
@@ -97,6 +113,8 @@ class AsyncClient:
         stream: bool = False,
         client_request_id: str | None = None,
         timeout_s: float | None = None,
+        nice: int = 0,
+        deadline_s: float | None = None,
         **sampling: Any,
     ) -> Coroutine[Any, Any, Completion] | AsyncTokenStream:
         """Continue `prompt`: a str is plain text, a list of `{"role", "content"}` is a chat, a list of ints is token
@@ -104,8 +122,11 @@ class AsyncClient:
 
         Keyword arguments that are not listed are fields of `SamplingParams` and win over `params`. Await the result,
         or with `stream=True` iterate over it. Bad arguments raise `InvalidRequest` at once.
+
+        `nice`: 19 waits for everybody, -20 (below 0: administrators) for nobody. `deadline_s`: a sequence that still waits
+        this many seconds from now fails with `SequenceFailed`; one that can not be done by then is refused.
         """
-        request = generate_request(prompt, model or self.model, params, client_request_id, sampling)
+        request = generate_request(prompt, model or self.model, params, client_request_id, sampling, nice, deadline_s)
         limit = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
         if stream:
             return AsyncTokenStream(self.start(request), limit)
@@ -162,9 +183,58 @@ class AsyncClient:
 
     async def kill(self, rid: int) -> None:
         """End a sequence; raises `NotFound` if it is not yours or not there."""
-        if isinstance(rid, bool) or not isinstance(rid, int) or not 0 < rid < 2**63:
-            raise InvalidRequest(f"rid: {rid!r} is not a sequence number", field="rid")
-        await self._call("client-control", lambda req: Kill(req, rid), Killed)
+        await self._call("client-control", kill_request(rid), Killed)
+
+    async def nice(self, rid: int, value: int) -> None:
+        """Change how urgent a live sequence is: -20 (first; below 0 is for administrators) to 19."""
+        await self._call("client-control", nice_request(rid, value), Done)
+
+    async def suspend(self, rid: int, keep_pages: bool = True) -> None:
+        """Take a live sequence off the machine until `resume`; nothing is lost.
+
+        Its pages stay until somebody else needs them; without `keep_pages` they are given back at once.
+        """
+        await self._call("client-control", suspend_request(rid, keep_pages), Done)
+
+    async def resume(self, rid: int) -> None:
+        """Let a suspended sequence go on."""
+        await self._call("client-control", resume_request(rid), Done)
+
+    async def explain(self, rid: int) -> Explained:
+        """Where a live sequence's time went: queue, prefill, decode, preempted, suspended, client."""
+        answer: Explained = await self._call("client-control", explain_request(rid), Explained)
+        return answer
+
+    async def tenants(self) -> tuple[TenantRow, ...]:
+        """Limits and use of this user, one row per model; of all tenants for administrators."""
+        reply: TenantsReply = await self._call("client-control", TenantsGet, TenantsReply)
+        return reply.tenants
+
+    async def set_tenant(
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        max_pages: int | None = None,
+        guaranteed_pages: int | None = None,
+        max_running: int | None = None,
+        max_waiting: int | None = None,
+        tokens_per_s: float | None = None,
+    ) -> tuple[TenantRow, ...]:
+        """Change a tenant's limits on every model, for administrators; None leaves a value as it is.
+
+        2147483647 = unlimited; `tokens_per_s` 0 = no limit. Returns the tenant's rows as they are now.
+        """
+        values = {
+            "weight": weight,
+            "max_pages": max_pages,
+            "guaranteed_pages": guaranteed_pages,
+            "max_running": max_running,
+            "max_waiting": max_waiting,
+            "tokens_per_s": tokens_per_s,
+        }
+        reply: TenantsReply = await self._call("client-control", tenant_set_request(name, values), TenantsReply)
+        return reply.tenants
 
     async def close(self) -> None:
         """Leave: unfinished requests of this client fail with `Unavailable`, and their sequences are cancelled."""

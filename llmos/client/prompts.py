@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from llmos.client.verbs import checked_deadline_ms, checked_nice
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
 from llmos.protocol.codec import pack_i32
@@ -36,13 +37,18 @@ def generate_request(
     params: SamplingParams | None,
     client_request_id: str | None,
     sampling: Mapping[str, Any],
+    nice: int = 0,
+    deadline_s: float | None = None,
 ) -> GenerateRequest:
     """Check everything and return the message's maker."""
     text, token_ids, messages = parse_prompt(prompt)
     checked = merge_params(params, sampling)
     _check_name("model", model, limits.MAX_MODEL_NAME_CHARS)
     _check_name("client_request_id", client_request_id, limits.MAX_REQUEST_ID_CHARS)
-    return lambda req: Generate(req, model, text, token_ids, messages, checked, client_request_id)
+    niceness, deadline_ms = checked_nice(nice), checked_deadline_ms(deadline_s)
+    return lambda req: Generate(
+        req, model, text, token_ids, messages, checked, client_request_id, niceness, deadline_ms
+    )
 
 
 class TokenizeRequest(Protocol):

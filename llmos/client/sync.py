@@ -26,7 +26,7 @@ from llmos.client.prompts import ChatLike, PromptLike, generate_request
 from llmos.client.stream import TokenStream
 from llmos.client.types import Completion, Tokenization
 from llmos.errors import Unavailable
-from llmos.protocol.messages import ModelRow, SeqRow, StatusReply
+from llmos.protocol.messages import Explained, ModelRow, SeqRow, StatusReply, TenantRow
 from llmos.protocol.params import SamplingParams
 
 T = TypeVar("T")
@@ -59,6 +59,8 @@ class Client:
         stream: Literal[False] = False,
         client_request_id: str | None = None,
         timeout_s: float | None = None,
+        nice: int = 0,
+        deadline_s: float | None = None,
         **sampling: Any,
     ) -> Completion: ...
 
@@ -72,6 +74,8 @@ class Client:
         stream: Literal[True],
         client_request_id: str | None = None,
         timeout_s: float | None = None,
+        nice: int = 0,
+        deadline_s: float | None = None,
         **sampling: Any,
     ) -> TokenStream: ...
 
@@ -84,6 +88,8 @@ class Client:
         stream: bool = False,
         client_request_id: str | None = None,
         timeout_s: float | None = None,
+        nice: int = 0,
+        deadline_s: float | None = None,
         **sampling: Any,
     ) -> Completion | TokenStream:
         """Continue `prompt`: a str is plain text, a list of `{"role", "content"}` is a chat, a list of ints is token
@@ -91,9 +97,14 @@ class Client:
 
         Keyword arguments that are not listed are fields of `SamplingParams` and win over `params`. With `stream=True`
         the result is an iterator over chunks that cancels the sequence when it is left early.
+
+        `nice`: 19 waits for everybody, -20 (below 0: administrators) for nobody. `deadline_s`: a sequence that still waits
+        this many seconds from now fails with `SequenceFailed`; one that can not be done by then is refused.
         """
         self._check_open()
-        request = generate_request(prompt, model or self._client.model, params, client_request_id, sampling)
+        request = generate_request(
+            prompt, model or self._client.model, params, client_request_id, sampling, nice, deadline_s
+        )
         limit = self._client.timeout_s if timeout_s is None else check_timeout(timeout_s)
         if stream:
             return TokenStream(self._client.start(request), limit, self._loop)
@@ -118,6 +129,56 @@ class Client:
     def kill(self, rid: int) -> None:
         """End a sequence; raises `NotFound` if it is not yours or not there."""
         self._run(self._client.kill(rid))
+
+    def nice(self, rid: int, value: int) -> None:
+        """Change how urgent a live sequence is: -20 (first; below 0 is for administrators) to 19."""
+        self._run(self._client.nice(rid, value))
+
+    def suspend(self, rid: int, keep_pages: bool = True) -> None:
+        """Take a live sequence off the machine until `resume`; nothing is lost.
+
+        Its pages stay until somebody else needs them; without `keep_pages` they are given back at once.
+        """
+        self._run(self._client.suspend(rid, keep_pages))
+
+    def resume(self, rid: int) -> None:
+        """Let a suspended sequence go on."""
+        self._run(self._client.resume(rid))
+
+    def explain(self, rid: int) -> Explained:
+        """Where a live sequence's time went: queue, prefill, decode, preempted, suspended, client."""
+        return self._run(self._client.explain(rid))
+
+    def tenants(self) -> tuple[TenantRow, ...]:
+        """Limits and use of this user, one row per model; of all tenants for administrators."""
+        return self._run(self._client.tenants())
+
+    def set_tenant(
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        max_pages: int | None = None,
+        guaranteed_pages: int | None = None,
+        max_running: int | None = None,
+        max_waiting: int | None = None,
+        tokens_per_s: float | None = None,
+    ) -> tuple[TenantRow, ...]:
+        """Change a tenant's limits on every model, for administrators; None leaves a value as it is.
+
+        2147483647 = unlimited; `tokens_per_s` 0 = no limit. Returns the tenant's rows as they are now.
+        """
+        return self._run(
+            self._client.set_tenant(
+                name,
+                weight=weight,
+                max_pages=max_pages,
+                guaranteed_pages=guaranteed_pages,
+                max_running=max_running,
+                max_waiting=max_waiting,
+                tokens_per_s=tokens_per_s,
+            )
+        )
 
     def close(self) -> None:
         """Leave: unfinished requests of this client fail with `Unavailable`, and their sequences are cancelled.

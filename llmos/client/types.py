@@ -1,6 +1,7 @@
 """What the SDK returns.
 
-Rows of `ps`, `status` and `models` are the protocol's own structs, so that nothing gets lost on the way.
+Rows of `ps`, `status`, `models` and `tenants` and the answer of `explain` are the protocol's own structs, so that nothing gets
+lost on the way.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 
 from llmos.protocol.messages import (
     ChatMessage,
+    Explained,
     LaneStatus,
     ModelRow,
     SeqRow,
     ServiceStatus,
     StatusReply,
+    TenantRow,
     TokenLogprobs,
     Usage,
 )
@@ -23,12 +26,14 @@ __all__ = [
     "ChatMessage",
     "Chunk",
     "Completion",
+    "Explained",
     "LaneStatus",
     "ModelRow",
     "SamplingParams",
     "SeqRow",
     "ServiceStatus",
     "StatusReply",
+    "TenantRow",
     "TokenLogprobs",
     "Tokenization",
     "Usage",

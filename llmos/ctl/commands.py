@@ -1,15 +1,17 @@
-"""The commands that look and act: ps, status, models, kill, tokenize."""
+"""The commands that look and act: all but run and chat."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
 from llmos.client.sync import Client
 from llmos.ctl.errors import complain, exit_code
 from llmos.ctl.render import models_table, print_status, print_tokens, ps_table, write_json
+from llmos.ctl.render_tenants import print_explained, tenants_table
 from llmos.errors import InvalidRequest, LlmosError
 
 
@@ -53,6 +55,55 @@ def kill_all(client: Client, rids: Sequence[int], *, as_json: bool) -> int:
     elif killed:
         sys.stdout.write(f"killed {' '.join(map(str, killed))}\n")
     return code
+
+
+def renice(client: Client, rid: int, value: int, *, as_json: bool) -> None:
+    client.nice(rid, value)
+    if as_json:
+        write_json({"rid": rid, "nice": value})
+    else:
+        sys.stdout.write(f"sequence {rid}: nice {value}\n")
+
+
+def suspend(client: Client, rid: int, *, keep_pages: bool, as_json: bool) -> None:
+    client.suspend(rid, keep_pages)
+    if as_json:
+        write_json({"rid": rid, "suspended": True, "keep_pages": keep_pages})
+    else:
+        sys.stdout.write(f"suspended {rid}\n")
+
+
+def resume(client: Client, rid: int, *, as_json: bool) -> None:
+    client.resume(rid)
+    if as_json:
+        write_json({"rid": rid, "suspended": False})
+    else:
+        sys.stdout.write(f"resumed {rid}\n")
+
+
+def show_explain(client: Client, console: Console, rid: int, *, as_json: bool) -> None:
+    explained = client.explain(rid)
+    if as_json:
+        write_json(explained)
+    else:
+        print_explained(console, explained)
+
+
+def show_tenants(client: Client, console: Console, *, as_json: bool) -> None:
+    rows = client.tenants()
+    if as_json:
+        write_json(rows)
+    else:
+        console.print(tenants_table(rows))
+
+
+def set_tenant(client: Client, console: Console, name: str, values: dict[str, Any], *, as_json: bool) -> None:
+    """Change limits and show the tenant as it is now."""
+    rows = client.set_tenant(name, **values)
+    if as_json:
+        write_json(rows)
+    else:
+        console.print(tenants_table(rows))
 
 
 def show_tokens(client: Client, console: Console, text: str, model: str | None, *, as_json: bool) -> None:

@@ -1,25 +1,46 @@
 """`llmosctl`: arguments and help.
 
-What commands do is in `commands.py` and `generate.py`, exit codes are in `errors.py`.
+What commands do is in `commands.py` and `generate.py`, exit codes are in `errors.py`. The commands on running sequences have
+their arguments in `processes.py`, those on tenants in `tenants.py`.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from llmos import __version__
-from llmos.client.sync import Client
-from llmos.ctl import commands, generate
+from llmos.ctl import commands, generate, processes, tenants
+from llmos.ctl.arguments import (
+    Deadline,
+    FrequencyPenalty,
+    IgnoreEos,
+    Json,
+    MaxTokens,
+    MinP,
+    Model,
+    Niceness,
+    PresencePenalty,
+    RepetitionPenalty,
+    RunDir,
+    Seed,
+    Stop,
+    System,
+    Temperature,
+    Timeout,
+    TopK,
+    TopP,
+    connect,
+    terminal,
+    wants_json,
+)
 from llmos.ctl.errors import EXIT_HELP, command
 
 app = typer.Typer(
     name="llmosctl",
-    help="Talk to llmosd: run prompts, look at sequences, stop them.",
+    help="Talk to llmosd: run prompts, look at sequences, steer and stop them.",
     epilog=EXIT_HELP,
     no_args_is_help=True,
     add_completion=False,
@@ -27,26 +48,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RunDir = Annotated[
-    Path | None,
-    typer.Option("--run-dir", help="Folder of llmosd's sockets, if it is not the usual one.", show_default=False),
-]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Model name; without it the first one served.")]
-System = Annotated[str | None, typer.Option("--system", help="System message of the chat.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", help="Most tokens to generate.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 = always the likeliest token.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Only the k likeliest tokens; 0 = all.")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Only the likeliest tokens that make up this probability.")]
-MinP = Annotated[float | None, typer.Option("--min-p", help="Only tokens this likely, relative to the likeliest.")]
-RepetitionPenalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1: fewer repetitions.")]
-PresencePenalty = Annotated[float | None, typer.Option("--presence-penalty", help="Taken off tokens already used.")]
-FrequencyPenalty = Annotated[float | None, typer.Option("--frequency-penalty", help="The same, per use.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed and request give the same answer.")]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text; repeatable.")]
-IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")]
-Timeout = Annotated[float | None, typer.Option("--timeout", help="Longest time for one answer, in seconds.")]
 
 
 def _show_version(asked: bool) -> None:
@@ -64,7 +65,7 @@ def options(
         bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Talk to llmosd: run prompts, look at sequences, stop them."""
+    """Talk to llmosd: run prompts, look at sequences, steer and stop them."""
     context.obj = {"run_dir": run_dir, "as_json": as_json}
 
 
@@ -90,6 +91,8 @@ def run(
     seed: Seed = None,
     stop: Stop = None,
     ignore_eos: IgnoreEos = False,
+    nice: Niceness = 0,
+    deadline: Deadline = None,
     timeout: Timeout = None,
     run_dir: RunDir = None,
     as_json: Json = False,
@@ -97,10 +100,10 @@ def run(
     """Answer one prompt. The answer appears as it is made; Ctrl-C stops it."""
     if raw and system is not None:
         raise typer.BadParameter("--system needs a chat; leave out --raw")
-    chosen = _sampling(locals())
-    as_json = _as_json(context, as_json)
+    chosen = _sampling(locals()) | {"nice": nice, "deadline_s": deadline}
+    as_json = wants_json(context, as_json)
     form = ("jsonl" if stream else "json") if as_json else "text"
-    with _client(context, run_dir) as client:
+    with connect(context, run_dir) as client:
         text = commands.read_text(prompt)
         generate.run_once(client, text, raw=raw, system=system, options=chosen, form=form)
 
@@ -127,47 +130,25 @@ def chat(
 ) -> None:
     """Talk, line by line. Ctrl-C stops an answer, Ctrl-D leaves."""
     chosen = _sampling(locals())
-    form = "jsonl" if _as_json(context, as_json) else "text"
-    with _client(context, run_dir) as client:
+    form = "jsonl" if wants_json(context, as_json) else "text"
+    with connect(context, run_dir) as client:
         generate.Chat(client, system, chosen, form).loop()
-
-
-@app.command(epilog=EXIT_HELP)
-@command
-def ps(context: typer.Context, run_dir: RunDir = None, as_json: Json = False) -> None:
-    """List your live sequences; root and llmosd's own user see everybody's."""
-    with _client(context, run_dir) as client:
-        commands.show_ps(client, _console(), as_json=_as_json(context, as_json))
 
 
 @app.command(epilog=EXIT_HELP)
 @command
 def status(context: typer.Context, run_dir: RunDir = None, as_json: Json = False) -> None:
     """Show served models with their pages and counters, and llmosd's processes."""
-    with _client(context, run_dir) as client:
-        commands.show_status(client, _console(), as_json=_as_json(context, as_json))
+    with connect(context, run_dir) as client:
+        commands.show_status(client, terminal(), as_json=wants_json(context, as_json))
 
 
 @app.command(epilog=EXIT_HELP)
 @command
 def models(context: typer.Context, run_dir: RunDir = None, as_json: Json = False) -> None:
     """List registered models."""
-    with _client(context, run_dir) as client:
-        commands.show_models(client, _console(), as_json=_as_json(context, as_json))
-
-
-@app.command(epilog=EXIT_HELP)
-@command
-def kill(
-    context: typer.Context,
-    rids: Annotated[list[int], typer.Argument(help="Sequence numbers, as ps shows them.", metavar="RID")],
-    run_dir: RunDir = None,
-    as_json: Json = False,
-) -> None:
-    """End sequences. Their clients get what was generated so far."""
-    with _client(context, run_dir) as client:
-        code = commands.kill_all(client, rids, as_json=_as_json(context, as_json))
-    raise typer.Exit(code)
+    with connect(context, run_dir) as client:
+        commands.show_models(client, terminal(), as_json=wants_json(context, as_json))
 
 
 @app.command(epilog=EXIT_HELP)
@@ -180,8 +161,8 @@ def tokenize(
     as_json: Json = False,
 ) -> None:
     """Show the tokens of a text."""
-    with _client(context, run_dir) as client:
-        commands.show_tokens(client, _console(), commands.read_text(text), model, as_json=_as_json(context, as_json))
+    with connect(context, run_dir) as client:
+        commands.show_tokens(client, terminal(), commands.read_text(text), model, as_json=wants_json(context, as_json))
 
 
 _SAMPLING = (
@@ -200,22 +181,14 @@ _SAMPLING = (
 )
 
 
+app.add_typer(processes.app)
+app.add_typer(tenants.app, name="tenant")
+
+
 def _sampling(given: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as arguments of `Client.generate`."""
     chosen = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
     return chosen | {"timeout_s": given["timeout"]}
-
-
-def _as_json(context: typer.Context, here: bool) -> bool:
-    return here or context.obj["as_json"]
-
-
-def _client(context: typer.Context, here: Path | None) -> Client:
-    return Client(here or context.obj["run_dir"])
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=False)
 
 
 def main() -> None:

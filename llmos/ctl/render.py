@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmos.client.types import LaneStatus, ModelRow, SeqRow, ServiceStatus, StatusReply, Tokenization
+from llmos.client.types import Explained, LaneStatus, ModelRow, SeqRow, ServiceStatus, StatusReply, Tokenization
 from llmos.codes import SeqState, ServiceState
 
 
@@ -37,7 +37,7 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     else:
         return value
-    if isinstance(value, SeqRow):
+    if isinstance(value, SeqRow | Explained):
         plain["state"] = state_name(SeqState, value.state)
     elif isinstance(value, ServiceStatus):
         plain["state"] = state_name(ServiceState, value.state)
@@ -91,12 +91,13 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, 
 
 
 def ps_table(rows: Sequence[SeqRow]) -> Table:
-    """Nine columns in 80 characters."""
+    """Ten columns in 80 characters."""
     columns = (
         ("RID", "number"),
         ("OWNER", "word"),
         ("MODEL", "word"),
         ("STATE", "word"),
+        ("NICE", "number"),
         ("PROMPT", "number"),
         ("OUTPUT", "number"),
         ("PAGES", "number"),
@@ -108,9 +109,10 @@ def ps_table(rows: Sequence[SeqRow]) -> Table:
         (
             (
                 str(row.rid),
-                _short(row.owner, 10),
-                _short(row.model, 16),
+                short(row.owner, 10),
+                short(row.model, 12),
                 state_name(SeqState, row.state),
+                str(row.nice),
                 str(row.prompt_tokens),
                 str(row.output_tokens),
                 str(row.pages),
@@ -126,7 +128,7 @@ def ps_table(rows: Sequence[SeqRow]) -> Table:
 def models_table(rows: Sequence[ModelRow]) -> Table:
     columns = (("MODEL", "word"), ("STATE", "word"), ("ARCHITECTURE", "word"), ("SIZE", "number"), ("PATH", "long"))
     return table(
-        columns, ((_short(row.name, 24), row.state, row.architecture, size(row.bytes), row.path) for row in rows)
+        columns, ((short(row.name, 24), row.state, row.architecture, size(row.bytes), row.path) for row in rows)
     )
 
 
@@ -154,14 +156,14 @@ def _lanes_table(lanes: Sequence[LaneStatus]) -> Table:
         columns,
         (
             (
-                _short(lane.model, 20),
+                short(lane.model, 20),
                 f"{lane.device} {lane.dtype}" if lane.ready else "starting",
                 str(lane.max_context),
                 str(lane.running),
                 str(lane.waiting),
                 f"{lane.pages_total - lane.pages_free}/{lane.pages_total}",
                 str(lane.tokens_committed),
-                _percent(lane.prefix_hit_tokens, lane.prefix_query_tokens),
+                percent(lane.prefix_hit_tokens, lane.prefix_query_tokens),
             )
             for lane in lanes
         ),
@@ -199,9 +201,10 @@ def print_tokens(console: Console, tokens: Tokenization) -> None:
     console.print(table((("ID", "number"), ("TEXT", "word")), shown))
 
 
-def _short(text: str, limit: int) -> str:
+def short(text: str, limit: int) -> str:
+    """Cut to `limit` characters, visibly."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _percent(part: int, whole: int) -> str:
+def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.0f}%" if whole else "-"

@@ -17,9 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmos.errors import InvalidRequest
-
-UNLIMITED = 2**31 - 1
-MAX_WEIGHT = 1000.0
+from llmos.protocol.limits import MAX_TENANT_TOKENS_PER_S, MAX_TENANT_WEIGHT, UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +33,8 @@ class TenantLimits:
 
     def check(self) -> None:
         """Raise `InvalidRequest` naming the first field that is out of range."""
-        if not 0 < self.weight <= MAX_WEIGHT:
-            raise InvalidRequest(f"weight {self.weight} is outside (0, {MAX_WEIGHT:g}]", field="weight")
+        if not 0 < self.weight <= MAX_TENANT_WEIGHT:
+            raise InvalidRequest(f"weight {self.weight} is outside (0, {MAX_TENANT_WEIGHT:g}]", field="weight")
         for name in ("max_pages", "max_running", "max_waiting", "guaranteed_pages"):
             value = getattr(self, name)
             if not 0 <= value <= UNLIMITED:
@@ -46,8 +44,10 @@ class TenantLimits:
                 f"guaranteed_pages {self.guaranteed_pages} is above max_pages {self.max_pages}",
                 field="guaranteed_pages",
             )
-        if not 0 <= self.tokens_per_s <= 1e9:
-            raise InvalidRequest(f"tokens_per_s {self.tokens_per_s} is outside [0, 1e9]", field="tokens_per_s")
+        if not 0 <= self.tokens_per_s <= MAX_TENANT_TOKENS_PER_S:
+            raise InvalidRequest(
+                f"tokens_per_s {self.tokens_per_s} is outside [0, {MAX_TENANT_TOKENS_PER_S:g}]", field="tokens_per_s"
+            )
 
 
 @dataclass(slots=True)

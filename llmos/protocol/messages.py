@@ -665,15 +665,7 @@ ToKernel = (
     | ServiceDown
 )
 FromKernel = (
-    Welcome
-    | Error
-    | SeqAccepted
-    | SeqTokens
-    | ControlAnswer
-    | ModelsGet
-    | ModelState
-    | ExecutorWelcome
-    | StepPlan
+    Welcome | Error | SeqAccepted | SeqTokens | ControlAnswer | ModelsGet | ModelState | ExecutorWelcome | StepPlan
 )
 ToSupervisor = Hello | ServiceReady | Heartbeat | ServiceFailed
 FromSupervisor = Welcome | Error | Stop

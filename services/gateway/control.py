@@ -1,12 +1,14 @@
-"""ps, kill, status and models: relayed to the microkernel under the gateway's own request numbers, pure.
+"""The control verbs: relayed to the microkernel under the gateway's own request numbers, pure.
 
-    client          microkernel        client
-    PsGet(7)   ->   PsGet(31)     ->   PsReply(7), only the rows of the client's user
-    Kill(8)    ->   PsGet(32), is it this user's?  ->  Kill(33)  ->  Killed(8) or NotFound
+    client          microkernel                 client
+    PsGet(7)   ->   PsGet(31, owner)       ->   PsReply(7)
+    Kill(8)    ->   Kill(32, rid, owner)   ->   Killed(8), or Error(8) NotFound
 
-Administrators skip the filter. Invariant: a sequence of somebody else answers exactly like one that does not exist,
-and every request is answered once: with a reply, with the microkernel's error, or with Unavailable when the
-microkernel is lost or silent.
+`owner` is the client's own name, whatever the client wrote there, and None for an administrator. The microkernel filters by
+it: a sequence of somebody else answers exactly like one that does not exist. What needs an administrator is refused here.
+
+Invariant: every request is answered once: with a reply, with the microkernel's error, with a refusal, or with Unavailable
+when the microkernel is lost or silent.
 """
 
 from __future__ import annotations
@@ -17,25 +19,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from llmos.codes import ErrorCode
-from llmos.errors import LlmosError, NotFound, Unavailable
+from llmos.errors import LlmosError, Unavailable
 from llmos.ports.core import error_message
-from llmos.protocol.messages import (
-    Error,
-    Kill,
-    Killed,
-    Message,
-    ModelsGet,
-    ModelsReply,
-    PsGet,
-    PsReply,
-    StatusGet,
-    StatusReply,
-)
+from llmos.protocol.messages import ControlAnswer, ControlVerb, Error, Message
+from llmos.services.gateway.validate import check_control
 
 TIMEOUT_S = 10.0
-ControlRequest = PsGet | Kill | StatusGet | ModelsGet
-ControlReply = PsReply | Killed | StatusReply | ModelsReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +38,8 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    asker: Asker
-    request: ControlRequest
+    client: bytes
+    req: int
     deadline: float
 
 
@@ -63,35 +52,25 @@ class ControlRelay:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
 
-    def ask(self, asker: Asker, request: ControlRequest, now: float) -> None:
+    def ask(self, asker: Asker, request: ControlVerb, now: float) -> None:
         """A client's request."""
-        waiting = _Waiting(asker, request, now + TIMEOUT_S)
-        if isinstance(request, Kill) and not asker.is_administrator:
-            self._forward(waiting, PsGet(0))
+        waiting = _Waiting(asker.client, request.req, now + TIMEOUT_S)
+        try:
+            check_control(request, asker.is_administrator)
+        except LlmosError as error:
+            self._refuse(waiting, error)
+            return
+        number = next(self._numbers)
+        if self._send(_for_microkernel(request, number, asker)):
+            self._waiting[number] = waiting
         else:
-            self._forward(waiting, request)
+            self._refuse(waiting, Unavailable("the microkernel is not running"))
 
-    def answer(self, message: ControlReply | Error) -> None:
+    def answer(self, message: ControlAnswer | Error) -> None:
         """The microkernel's reply to one of our numbers."""
         waiting = self._waiting.pop(message.req, None)
-        if waiting is None:
-            return
-        asker, request = waiting.asker, waiting.request
-        if isinstance(message, Error):
-            if isinstance(request, Kill) and message.code == ErrorCode.NOT_FOUND:
-                self._refuse(waiting, _unknown(request.rid))
-            else:
-                self._reply(asker.client, msgspec.structs.replace(message, req=request.req))
-        elif isinstance(request, Kill) and isinstance(message, PsReply):
-            if any(row.rid == request.rid and row.owner == asker.owner for row in message.rows):
-                self._forward(waiting, request)
-            else:
-                self._refuse(waiting, _unknown(request.rid))
-        elif isinstance(message, PsReply) and not asker.is_administrator:
-            rows = tuple(row for row in message.rows if row.owner == asker.owner)
-            self._reply(asker.client, PsReply(request.req, rows))
-        else:
-            self._reply(asker.client, msgspec.structs.replace(message, req=request.req))
+        if waiting is not None:
+            self._reply(waiting.client, msgspec.structs.replace(message, req=waiting.req))
 
     def fail_all(self, error: LlmosError) -> None:
         """The microkernel is gone."""
@@ -104,16 +83,12 @@ class ControlRelay:
         for number in [number for number, each in self._waiting.items() if each.deadline <= now]:
             self._refuse(self._waiting.pop(number), Unavailable(f"the microkernel is silent for {TIMEOUT_S:g} s"))
 
-    def _forward(self, waiting: _Waiting, request: ControlRequest) -> None:
-        number = next(self._numbers)
-        if self._send(msgspec.structs.replace(request, req=number)):
-            self._waiting[number] = waiting
-        else:
-            self._refuse(waiting, Unavailable("the microkernel is not running"))
-
     def _refuse(self, waiting: _Waiting, error: LlmosError) -> None:
-        self._reply(waiting.asker.client, error_message(error, waiting.request.req))
+        self._reply(waiting.client, error_message(error, waiting.req))
 
 
-def _unknown(rid: int) -> NotFound:
-    return NotFound(f"no sequence {rid}", field="rid", rid=rid)
+def _for_microkernel(request: ControlVerb, number: int, asker: Asker) -> Message:
+    """The request under our number, limited to what the client may see."""
+    if "owner" not in request.__struct_fields__:
+        return msgspec.structs.replace(request, req=number)
+    return msgspec.structs.replace(request, req=number, owner=None if asker.is_administrator else asker.owner)

@@ -19,5 +19,5 @@ def owner_name(uid: int | None) -> str:
 
 
 def is_administrator(uid: int | None) -> bool:
-    """Root and the daemon's own user see and kill everything."""
+    """Root and the daemon's own user see and change everything."""
     return uid is not None and uid in (0, os.geteuid())

@@ -50,6 +50,8 @@ from llmos.protocol.messages import (
 )
 from llmos.protocol.params import SamplingParams
 
+_LEAST_DEADLINE_MS = 0.001
+
 
 class RequestState(Enum):
     ENCODING = "encoding"
@@ -77,6 +79,22 @@ class Outbox:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What a request asks of the scheduler. `deadline_ms` counts from `received`, by the gateway's clock."""
+
+    client_request_id: str | None = None
+    nice: int = 0
+    deadline_ms: float | None = None
+    received: float = 0.0
+
+    def deadline_left(self, now: float) -> float | None:
+        """What is left of the deadline once the prompt is encoded; never 0, so that the microkernel refuses in its own words."""
+        if self.deadline_ms is None:
+            return None
+        return max(_LEAST_DEADLINE_MS, self.deadline_ms - (now - self.received) * 1000)
+
+
+@dataclass(frozen=True, slots=True)
 class _Pending:
     """Tokens that the tokenizer has and the client has not."""
 
@@ -91,13 +109,16 @@ class Request:
     `number` is the gateway's own: `req` at the tokenizer and the microkernel, and the decode stream.
     """
 
-    def __init__(self, number: int, client: bytes, req: int, model: str, params: SamplingParams, owner: str) -> None:
+    def __init__(
+        self, number: int, client: bytes, req: int, model: str, params: SamplingParams, owner: str, terms: Terms
+    ) -> None:
         self.number = number
         self.client = client
         self.req = req
         self.model = model
         self.params = params
         self.owner = owner
+        self.terms = terms
         self.state = RequestState.ENCODING
         self.rid = 0
         self._prompt_tokens = 0
@@ -109,12 +130,24 @@ class Request:
         self._text_lost = False
         self._end: SeqEnd | None = None
 
-    def encoded(self, prompt: bytes, params: SamplingParams, client_request_id: str | None, out: Outbox) -> None:
+    def encoded(self, prompt: bytes, params: SamplingParams, now: float, out: Outbox) -> None:
         """The prompt is token ids now, and checked; `params` are complete."""
         self.params = params
         self._prompt_tokens = len(prompt) // 4
         self._move(RequestState.SUBMITTED)
-        out.kernel.append(SeqSubmit(self.number, self.model, prompt, params, self.owner, client_request_id))
+        terms = self.terms
+        out.kernel.append(
+            SeqSubmit(
+                self.number,
+                self.model,
+                prompt,
+                params,
+                self.owner,
+                terms.client_request_id,
+                terms.nice,
+                terms.deadline_left(now),
+            )
+        )
 
     def accepted(self, rid: int, out: Outbox) -> None:
         self._move(RequestState.STREAMING)

@@ -41,8 +41,8 @@ from llmos.protocol.messages import (
     Tokenized,
 )
 from llmos.services.gateway.clients import ClientState, ClientTable
-from llmos.services.gateway.owners import owner_name
-from llmos.services.gateway.requests import Outbox, Request, RequestState
+from llmos.services.gateway.owners import is_administrator, owner_name
+from llmos.services.gateway.requests import Outbox, Request, RequestState, Terms
 from llmos.services.gateway.validate import check_generate, check_tokenize, check_tokens
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,6 @@ class Router:
         self._max_in_flight = max_in_flight
         self._numbers = itertools.count(1)
         self._requests: dict[int, Request] = {}
-        self._client_request_ids: dict[int, str | None] = {}
         self._by_rid: dict[int, Request] = {}
         self._tokenizations: dict[int, _Tokenization] = {}
         self._deadlines: deque[tuple[float, int, RequestState]] = deque()
@@ -131,15 +130,15 @@ class Router:
             raise Overloaded(f"{len(client.requests)} requests of this client are in flight, the limit")
 
     def _generate(self, client: ClientState[int], message: Generate, now: float, out: Outbox) -> None:
-        checked = check_generate(message, self.models)
+        checked = check_generate(message, self.models, is_administrator(client.peer.uid))
         number, owner = next(self._numbers), owner_name(client.peer.uid)
         routing_id, model = client.peer.routing_id, checked.model.model
-        request = Request(number, routing_id, message.req, model, checked.params, owner)
+        terms = Terms(message.client_request_id, message.nice, message.deadline_ms, now)
+        request = Request(number, routing_id, message.req, model, checked.params, owner, terms)
         if message.token_ids is not None:
             params = check_tokens(message.token_ids, checked.params, checked.model)
-            request.encoded(message.token_ids, params, message.client_request_id, out)
+            request.encoded(message.token_ids, params, now, out)
         else:
-            self._client_request_ids[number] = message.client_request_id
             out.text.append(Encode(number, model, message.text, message.messages))
         self._requests[number] = request
         client.requests[message.req] = number
@@ -201,7 +200,7 @@ class Router:
         except LlmosError as error:
             request.fail(error, out)
         else:
-            request.encoded(message.token_ids, params, self._client_request_ids.get(request.number), out)
+            request.encoded(message.token_ids, params, now, out)
             self._deadlines.append((now + ANSWER_TIMEOUT_S, request.number, request.state))
         self._settle(request)
 
@@ -295,7 +294,6 @@ class Router:
         """Drop a request that ended from all tables."""
         if request.state is not RequestState.ENDED or self._requests.pop(request.number, None) is None:
             return
-        self._client_request_ids.pop(request.number, None)
         self._by_rid.pop(request.rid, None)
         self._release(request.client, request.req)
 

@@ -24,10 +24,17 @@ from llmos.ports.lifeline import AsyncLifeline
 from llmos.ports.monitor import LossMonitor
 from llmos.protocol import limits
 from llmos.protocol.codec import Schema
-from llmos.protocol.messages import ClientToGateway, FromKernel, Message, ModelInfoGet, TokenizerToGateway
+from llmos.protocol.messages import (
+    ClientToGateway,
+    ControlVerb,
+    FromKernel,
+    Message,
+    ModelInfoGet,
+    TokenizerToGateway,
+)
 from llmos.services.base import ServiceContext
 from llmos.services.gateway.clients import ClientTable
-from llmos.services.gateway.control import Asker, ControlRelay, ControlRequest
+from llmos.services.gateway.control import Asker, ControlRelay
 from llmos.services.gateway.links import Link
 from llmos.services.gateway.owners import is_administrator, owner_name
 from llmos.services.gateway.router import Router
@@ -196,7 +203,7 @@ class Gateway:
 
     def _on_control(self, peer: Peer, message: Any) -> None:
         client = self._control_clients.of(peer)
-        if not isinstance(message, ControlRequest):
+        if not isinstance(message, ControlVerb):
             error = InvalidRequest(f"{type(message).__name__} belongs on the client socket", field="message")
             self._control_clients.send(client, error_message(error, message.req))
             return

@@ -1,5 +1,5 @@
-"""What a client may ask for, pure. Whatever passes is feasible for its model; what does not raises the typed error
-that names the field.
+"""What a client may ask for, pure. Whatever passes is feasible for its model and within the client's rights; what does not
+raises the typed error that names the field.
 
 The prompt has one name for callers, `prompt`, however it was given. All limits are in `llmos.protocol.limits`.
 """
@@ -11,10 +11,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from llmos.errors import ContextTooLong, InvalidRequest, NotFound, ProtocolError
+from llmos.errors import ContextTooLong, InvalidRequest, NotFound, PermissionRefused, ProtocolError
 from llmos.protocol import limits
+from llmos.protocol.checks import check_deadline, check_nice, check_tenant_set
 from llmos.protocol.codec import unpack_i32
-from llmos.protocol.messages import ChatMessage, Generate, ModelInfo, Tokenize
+from llmos.protocol.messages import ChatMessage, ControlVerb, Generate, ModelInfo, Nice, TenantSet, Tokenize
 from llmos.protocol.params import SamplingParams
 
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -28,7 +29,7 @@ class Checked:
     params: SamplingParams
 
 
-def check_generate(message: Generate, models: Mapping[str, ModelInfo]) -> Checked:
+def check_generate(message: Generate, models: Mapping[str, ModelInfo], is_administrator: bool) -> Checked:
     """Everything that can be checked before the prompt is encoded."""
     info = find_model(message.model, models)
     _check_prompt(message.text, message.messages, message.token_ids, info)
@@ -36,6 +37,8 @@ def check_generate(message: Generate, models: Mapping[str, ModelInfo]) -> Checke
         raise InvalidRequest(
             f"client_request_id: 1 to {limits.MAX_REQUEST_ID_CHARS} characters", field="client_request_id"
         )
+    _check_nice(message.nice, is_administrator)
+    check_deadline(message.deadline_ms)
     message.params.check()
     return Checked(info, complete_params(message.params, info))
 
@@ -44,6 +47,16 @@ def check_tokenize(message: Tokenize, models: Mapping[str, ModelInfo]) -> ModelI
     info = find_model(message.model, models)
     _check_prompt(message.text, message.messages, None, info)
     return info
+
+
+def check_control(request: ControlVerb, is_administrator: bool) -> None:
+    """Values and rights of a control verb; whose sequences it may touch the microkernel decides by `owner`."""
+    if isinstance(request, Nice):
+        _check_nice(request.nice, is_administrator)
+    elif isinstance(request, TenantSet):
+        check_tenant_set(request)
+        if not is_administrator:
+            raise PermissionRefused("tenants are changed by administrators only", field="tenant")
 
 
 def find_model(name: str | None, models: Mapping[str, ModelInfo]) -> ModelInfo:
@@ -105,6 +118,12 @@ def check_tokens(prompt: bytes, params: SamplingParams, info: ModelInfo) -> Samp
     room = info.max_context - len(ids)
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     return msgspec.structs.replace(params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))
+
+
+def _check_nice(nice: int, is_administrator: bool) -> None:
+    check_nice(nice)
+    if nice < 0 and not is_administrator:
+        raise PermissionRefused(f"nice: {nice} is below 0, which is for administrators only", field="nice")
 
 
 def _check_prompt(

@@ -62,6 +62,14 @@ def test_failures_raise_with_rid_and_reason(reason: FinishReason) -> None:
     assert reason.name.lower() in error.message
 
 
+def test_a_missed_deadline_says_so() -> None:
+    core = ClientCore()
+    req, items = stream(core)
+    core.receive(m.Tokens(req, 0, (5, 6), "ab"))
+    core.receive(m.Finished(req, 77, FinishReason.DEADLINE, "", usage()))
+    assert str(items[-1]) == "sequence 77 ended: its deadline passed while it waited, after 2 tokens"
+
+
 @pytest.mark.parametrize("reason", [reason for reason in FinishReason if not reason.is_failure])
 def test_asked_for_endings_are_completions(reason: FinishReason) -> None:
     core = ClientCore()

@@ -7,10 +7,12 @@ import json
 from typing import Any
 
 import pytest
+from gateway_world import explained
 from rich.console import Console
 
-from llmos.client.types import Chunk, LaneStatus, SeqRow, ServiceStatus, StatusReply, Tokenization, Usage
-from llmos.ctl import render
+from llmos.client.types import Chunk, LaneStatus, SeqRow, ServiceStatus, StatusReply, TenantRow, Tokenization, Usage
+from llmos.ctl import render, render_tenants
+from llmos.protocol import messages as m
 
 ROW = SeqRow(12345, "alice", "demo", 2, 1234, 567, 1000, 113, 0, 0, 83_000.0, 41.27)
 
@@ -23,16 +25,81 @@ def draw(thing: Any, width: int = 80) -> list[str]:
 
 def test_ps_fits_80_columns_and_shows_everything() -> None:
     long = SeqRow(
-        99_999_999, "somebody-with-a-long-name", "Qwen/Qwen3-235B-A22B-Instruct-2507", 3, 131072, 65536, 1, 8192, 0, 9,
-        3.6e8, 1234.5,
+        99_999_999, "somebody-with-a-long-name", "Qwen/Qwen3-235B-A22B-Instruct-2507", 5, 131072, 65536, 1, 8192, 0, 9,
+        3.6e8, 1234.5, -20,
     )  # fmt: skip
     lines = draw(render.ps_table([ROW, long]))
-    assert lines[0].split() == ["RID", "OWNER", "MODEL", "STATE", "PROMPT", "OUTPUT", "PAGES", "TOK/S", "AGE"]
-    assert lines[2].split() == ["12345", "alice", "demo", "running", "1234", "567", "113", "41.3", "1m23s"]
+    assert lines[0].split() == [
+        "RID", "OWNER", "MODEL", "STATE", "NICE", "PROMPT", "OUTPUT", "PAGES", "TOK/S", "AGE",
+    ]  # fmt: skip
+    assert lines[2].split() == ["12345", "alice", "demo", "running", "0", "1234", "567", "113", "41.3", "1m23s"]
     assert all(len(line) <= 80 for line in lines)
     assert len(lines) == 4
-    for cell in ("99999999", "preempted", "131072", "65536", "8192", "1234.5", "4d04h"):
+    for cell in (
+        "99999999",
+        "somebody-…",
+        "Qwen/Qwen3-…",
+        "suspended",
+        "-20",
+        "131072",
+        "65536",
+        "8192",
+        "1234.5",
+        "4d04h",
+    ):
         assert cell in lines[3].split()
+
+
+def test_tenants_fit_80_columns() -> None:
+    most = 2**31 - 1
+    free = TenantRow("alice", "demo", 1.0, most, 0, most, most, 0.0, 113, 3, 40, 98_765)
+    full = TenantRow(
+        "somebody-with-a-long-name", "Qwen/Qwen3-235B", 0.3333333, 99_999, 99_999, 256, 100_000, 123_456.0, 99_999, 256,
+        100_000, 123_456_789_012,
+    )  # fmt: skip
+    lines = draw(render_tenants.tenants_table([free, full]))
+    assert lines[0].split() == ["TENANT", "MODEL", "WEIGHT", "RUN", "WAIT", "PAGES", "KEEPS", "MAX", "T/S", "TOKENS"]
+    assert lines[2].split() == ["alice", "demo", "1", "3", "40", "113", "0", "-", "98765"]
+    assert lines[3].split() == [
+        "somebody-…", "Qwen/Qwen…", "0.3333", "256/256", "100k/100k", "99999/99999", "99999", "123k", "123G",
+    ]  # fmt: skip
+    assert len(lines) == 4
+
+
+def test_explained_adds_up() -> None:
+    out = io.StringIO()
+    render_tenants.print_explained(Console(file=out, width=80), explained(7, nice=-3))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "sequence 7, running, nice -3, 10.0s old"
+    rows = [line.split()[:3] for line in lines[4:10]]
+    assert rows == [
+        ["queue", "2000.0", "20%"],
+        ["prefill", "500.0", "5%"],
+        ["decode", "1000.0", "10%"],
+        ["preempted", "1500.0", "15%"],
+        ["suspended", "4000.0", "40%"],
+        ["client", "1000.0", "10%"],
+    ]
+    assert lines[-1] == "32 prompt tokens from the cache, preempted 2 times, suspended once"
+    newborn = m.Explained(1, 7, 1, *[0.0] * 7, preemptions=0, suspensions=0, cached_tokens=0, nice=0)
+    render_tenants.print_explained(Console(file=out, width=80), newborn)
+    assert out.getvalue().endswith("preempted never, suspended never\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (99_999, "99999"),
+        (100_000, "100k"),
+        (999_499, "999k"),
+        (999_500, "1M"),
+        (4.56e6, "4.56M"),
+        (2e12, "2T"),
+    ],
+)
+def test_counts_stay_short(value: float, shown: str) -> None:
+    assert render_tenants.short_count(value) == shown
 
 
 def test_nothing_moves_the_cursor() -> None:

@@ -10,15 +10,15 @@ from llmos.errors import Unavailable
 from llmos.protocol import messages as m
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.params import SamplingParams
-from llmos.services.gateway.requests import TRANSITIONS, Outbox, Request, RequestState
+from llmos.services.gateway.requests import TRANSITIONS, Outbox, Request, RequestState, Terms
 
 PARAMS = SamplingParams(max_tokens=8, stop=("END",))
 
 
 def make(state: RequestState = RequestState.STREAMING) -> Request:
-    request = Request(9, b"client", 4, "echo", PARAMS, "alice")
+    request = Request(9, b"client", 4, "echo", PARAMS, "alice", Terms("once", 7, 500.0, received=10.0))
     if state is not RequestState.ENCODING:
-        request.encoded(pack_i32([1, 2, 3]), PARAMS, "once", Outbox())
+        request.encoded(pack_i32([1, 2, 3]), PARAMS, 10.0, Outbox())
     if state is RequestState.STREAMING:
         request.accepted(70, Outbox())
     return request
@@ -49,8 +49,8 @@ def end(request: Request, reason: FinishReason = FinishReason.LENGTH, output: in
 
 def test_the_whole_way() -> None:
     request, out = make(RequestState.ENCODING), Outbox()
-    request.encoded(pack_i32([1, 2, 3]), PARAMS, "once", out)
-    assert out.kernel == [m.SeqSubmit(9, "echo", pack_i32([1, 2, 3]), PARAMS, "alice", "once")]
+    request.encoded(pack_i32([1, 2, 3]), PARAMS, 10.125, out)
+    assert out.kernel == [m.SeqSubmit(9, "echo", pack_i32([1, 2, 3]), PARAMS, "alice", "once", 7, 375.0)]
     out = Outbox()
     request.accepted(70, out)
     assert to_client(out) == [m.Accepted(4, 70, "echo", 3)]
@@ -61,6 +61,12 @@ def test_the_whole_way() -> None:
     out = decode(request, "b", 0, final=True)
     assert to_client(out) == [m.Finished(4, 70, FinishReason.LENGTH, "b", usage(3, 2))]
     assert request.state is RequestState.ENDED
+
+
+def test_a_deadline_that_passed_while_encoding_is_left_to_the_microkernel() -> None:
+    assert Terms(deadline_ms=500.0, received=10.0).deadline_left(10.0) == 500.0
+    assert Terms(deadline_ms=500.0, received=10.0).deadline_left(99.0) == 0.001
+    assert Terms(received=10.0).deadline_left(99.0) is None
 
 
 def test_tokens_wait_for_their_text_in_order() -> None:

@@ -59,8 +59,8 @@ class World:
             self.kernel.append(message)
         return self.kernel_up
 
-    def client(self, name: bytes, message: Any, now: float = 0.0) -> None:
-        peer = self.listener.core.peers.setdefault(name, Peer(name, 1, "client", name.decode(), 42, 0))
+    def client(self, name: bytes, message: Any, now: float = 0.0, uid: int = 0) -> None:
+        peer = self.listener.core.peers.setdefault(name, Peer(name, 1, "client", name.decode(), 42, uid))
         self.router.on_client(self.table.of(peer), message, now)
 
     def generate(self, name: bytes = b"a", req: int = 1, **changes: Any) -> None:
@@ -79,6 +79,29 @@ class World:
 
     def errors(self, name: bytes = b"a") -> list[tuple[int, int]]:
         return [(e.req, e.code) for e in self.listener.sent.get(name, []) if isinstance(e, m.Error)]
+
+
+def test_nice_and_deadline_travel_to_the_microkernel() -> None:
+    world = World()
+    world.generate(nice=-20, deadline_ms=1500.0)
+    world.client(b"a", m.Generate(2, None, "ab", None, None, SamplingParams(), "k", 5, 400.0), now=10.0)
+    encode = world.text[-1]
+    assert isinstance(encode, m.Encode)
+    world.router.on_text(m.Encoded(encode.req, pack_i32([65, 66])), 10.25)
+    submits = [message for message in world.kernel if isinstance(message, m.SeqSubmit)]
+    assert [(s.client_request_id, s.nice, s.deadline_ms) for s in submits] == [(None, -20, 1500.0), ("k", 5, 150.0)]
+
+
+def test_below_zero_is_for_administrators() -> None:
+    world = World()
+    request = m.Generate(1, None, None, pack_i32([65]), None, SamplingParams(), nice=-1)
+    world.client(b"a", request, uid=987_654)
+    assert world.errors() == [(1, ErrorCode.PERMISSION)]
+    assert world.kernel == []
+    world.client(b"root", request, uid=0)
+    (submit,) = world.kernel
+    assert isinstance(submit, m.SeqSubmit)
+    assert (submit.owner, submit.nice) == ("root", -1)
 
 
 def test_one_decode_step_per_batch() -> None:

@@ -11,8 +11,8 @@ import pytest
 from gateway_world import DEADLINE_S, GatewayWorld, model_info, wait_until
 
 from llmos import Client
-from llmos.codes import ErrorCode, FinishReason
-from llmos.errors import LlmosError, NotFound, Overloaded, SequenceFailed, Unavailable
+from llmos.codes import ErrorCode, FinishReason, SeqState
+from llmos.errors import LlmosError, NotFound, Overloaded, PermissionRefused, SequenceFailed, Unavailable
 from llmos.ports.sync import Dialer
 from llmos.protocol import handshake
 from llmos.protocol import messages as m
@@ -129,6 +129,35 @@ def test_killed_and_cancelled(world: GatewayWorld) -> None:
     dialer.send(m.Cancel(2))
     assert expect(dialer, m.Finished).reason == FinishReason.CANCELLED
     dialer.close()
+
+
+def test_a_stranger_can_not_touch_what_is_not_its_own(world: GatewayWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.kernel.paused = True
+    with Client(world.path) as owner, Client(world.path) as stranger:
+        stream = owner.generate("abc", stream=True)
+        wait_until(lambda: owner.ps())
+        rid = owner.ps()[0].rid
+        monkeypatch.setattr("llmos.services.gateway.service.owner_name", lambda _: "bob")
+        monkeypatch.setattr("llmos.services.gateway.service.is_administrator", lambda _: False)
+        assert stranger.ps() == ()
+        assert [row.tenant for row in stranger.tenants()] == ["bob"]
+        verbs = [stranger.kill, stranger.suspend, stranger.resume, stranger.explain, lambda rid: stranger.nice(rid, 5)]
+        for verb in verbs:
+            answers = []
+            for number in (rid, 4711):
+                with pytest.raises(NotFound) as caught:
+                    verb(number)
+                answers.append((caught.value.field, caught.value.message.replace(str(number), "N")))
+            assert answers == [("rid", "no sequence N")] * 2
+        with pytest.raises(PermissionRefused, match="nice: -1 is below 0"):
+            stranger.nice(rid, -1)
+        with pytest.raises(PermissionRefused, match="tenants"):
+            stranger.set_tenant("bob", weight=1000.0)
+        monkeypatch.undo()
+        (row,) = owner.ps()
+        assert (row.rid, row.nice, row.state) == (rid, 0, SeqState.RUNNING)
+        assert [row.weight for row in owner.tenants()] == [1.0, 1.0]
+        stream.close()
 
 
 def test_acknowledgements_reach_the_microkernel(world: GatewayWorld) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gateway_world import model_info
 
-from llmos.errors import ContextTooLong, InvalidRequest, LlmosError, NotFound
+from llmos.errors import ContextTooLong, InvalidRequest, LlmosError, NotFound, PermissionRefused
 from llmos.protocol import limits
 from llmos.protocol import messages as m
 from llmos.protocol.codec import pack_i32
@@ -48,6 +48,14 @@ BAD: list[tuple[dict[str, Any], type[LlmosError], str, str]] = [
     ({"text": None, "token_ids": b"\0" * 4 * (limits.MAX_PROMPT_TOKENS + 1)}, InvalidRequest, "prompt", "1048577"),
     ({"client_request_id": "x" * 65}, InvalidRequest, "client_request_id", "64"),
     ({"client_request_id": ""}, InvalidRequest, "client_request_id", "64"),
+    ({"nice": 20}, InvalidRequest, "nice", "20 is outside [-20, 19]"),
+    ({"nice": -21}, InvalidRequest, "nice", "-21"),
+    ({"nice": -1}, PermissionRefused, "nice", "administrators only"),
+    ({"deadline_ms": 0.0}, InvalidRequest, "deadline_ms", "0.0 is outside (0, 604800000]"),
+    ({"deadline_ms": -5.0}, InvalidRequest, "deadline_ms", "-5.0"),
+    ({"deadline_ms": 604_800_001.0}, InvalidRequest, "deadline_ms", "604800001.0"),
+    ({"deadline_ms": math.nan}, InvalidRequest, "deadline_ms", "nan"),
+    ({"deadline_ms": math.inf}, InvalidRequest, "deadline_ms", "inf"),
     (params(temperature=math.nan), InvalidRequest, "temperature", "nan"),
     (params(temperature=math.inf), InvalidRequest, "temperature", "inf"),
     (params(top_p=2.0), InvalidRequest, "top_p", "2.0"),
@@ -61,21 +69,34 @@ BAD: list[tuple[dict[str, Any], type[LlmosError], str, str]] = [
 @pytest.mark.parametrize(("changes", "kind", "field", "words"), BAD)
 def test_bad_requests_name_their_field(changes: dict[str, Any], kind: type[LlmosError], field: str, words: str) -> None:
     with pytest.raises(LlmosError) as caught:
-        check_generate(generate(**changes), MODELS)
+        check_generate(generate(**changes), MODELS, is_administrator=False)
     assert type(caught.value) is kind
     assert caught.value.field == field
     assert words in caught.value.message
 
 
 def test_without_a_name_the_first_model_answers() -> None:
-    assert check_generate(generate(), MODELS).model.model == "echo"
-    assert check_generate(generate(model="plain"), MODELS).model.model == "plain"
+    assert check_generate(generate(), MODELS, is_administrator=False).model.model == "echo"
+    assert check_generate(generate(model="plain"), MODELS, is_administrator=False).model.model == "plain"
     assert check_tokenize(m.Tokenize(1, None, "x", None), MODELS).model == "echo"
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_administrator"),
+    [
+        ({"nice": 19}, False),
+        ({"nice": -20}, True),
+        ({"deadline_ms": 604_800_000.0}, False),
+        ({"deadline_ms": 1}, False),
+    ],
+)
+def test_the_last_good_values_pass(changes: dict[str, Any], is_administrator: bool) -> None:
+    assert check_generate(generate(**changes), MODELS, is_administrator).model.model == "echo"
 
 
 def test_nothing_served_is_not_found() -> None:
     with pytest.raises(NotFound, match="no model"):
-        check_generate(generate(), {})
+        check_generate(generate(), {}, is_administrator=True)
 
 
 def test_params_become_complete() -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from kernel_world import CONTROL, World
 
 from llmos.codes import ErrorCode, FinishReason
-from llmos.microkernel.tenants import UNLIMITED
 from llmos.protocol import messages as m
+from llmos.protocol.limits import UNLIMITED
 
 
 def make_world(**shape: object) -> World:

@@ -12,8 +12,8 @@ import pytest
 from kernel_world import CONTROL, GATEWAY, World
 
 from llmos.codes import ErrorCode, FinishReason
-from llmos.microkernel.tenants import UNLIMITED
 from llmos.protocol import messages as m
+from llmos.protocol.limits import UNLIMITED
 
 OWNERS = ("alice", "bob", "carol")
 

@@ -43,9 +43,9 @@ def test_each_state_is_named(state: IntEnum) -> None:
 
 
 def test_limits_in_the_table_are_the_limits() -> None:
-    rows = dict(re.findall(r"^\| `(MAX_\w+)` \| (\d+)", TEXT, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(M(?:AX|IN)_\w+|UNLIMITED)` \| (-?\d+)", TEXT, re.MULTILINE))
     assert {name: int(value) for name, value in rows.items()} == {name: getattr(limits, name) for name in rows}
-    assert len(rows) == 9
+    assert len(rows) == 16
     for number in (
         limits.MAX_STOP_STRINGS,
         limits.MAX_STOP_STRING_CHARS,

@@ -15,11 +15,14 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from llmos.codes import FinishReason, SeqState
 from llmos.errors import NotFound
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import Peer, error_message
 from llmos.ports.endpoint import RunDir
+from llmos.protocol import limits
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, pack_i32, unpack_i32
 from llmos.protocol.params import SamplingParams
@@ -42,6 +45,31 @@ def model_info(name: str = "echo", **changes: Any) -> m.ModelInfo:
 
 def usage(prompt: int = 1, output: int = 0) -> m.Usage:
     return m.Usage(prompt, 0, output, 0, 0.5, 2.0)
+
+
+TENANT_LIMITS = ("weight", "max_pages", "guaranteed_pages", "max_running", "max_waiting", "tokens_per_s")
+
+
+def tenant_row(name: str, **changes: Any) -> m.TenantRow:
+    unlimited = limits.UNLIMITED
+    row = m.TenantRow(name, "echo", 1.0, unlimited, 0, unlimited, unlimited, 0.0)
+    return msgspec.structs.replace(row, **changes)
+
+
+def explained(rid: int, req: int = 1, nice: int = 0) -> m.Explained:
+    """Ten seconds of a life, a tenth of it decoding."""
+    parts = {
+        "queue": 2000.0,
+        "prefill": 500.0,
+        "decode": 1000.0,
+        "preempted": 1500.0,
+        "suspended": 4000.0,
+        "client": 1000.0,
+    }
+    times = {f"{name}_ms": value for name, value in parts.items()}
+    return m.Explained(
+        req, rid, SeqState.RUNNING, age_ms=10_000.0, **times, preemptions=2, suspensions=1, cached_tokens=32, nice=nice
+    )
 
 
 def wait_until(condition: Callable[[], Any], what: str = "") -> None:
@@ -136,6 +164,8 @@ class _Sequence:
         self.prompt = list(unpack_i32(submit.prompt))
         self.sent = 0
         self.ending: FinishReason | None = None
+        self.nice = submit.nice
+        self.suspended = False
 
 
 class FakeKernel:
@@ -148,7 +178,8 @@ class FakeKernel:
         self.window = 4096
         self.seen: list[Any] = []
         self.sequences: dict[int, _Sequence] = {}
-        self.owner_of: dict[int, str] = {}
+        self.controls: list[Any] = []
+        self.tenants = {"alice": tenant_row("alice"), "bob": tenant_row("bob")}
         self.acked: dict[int, int] = {}
         self._next_rid = 100
         roles = frozenset({"gateway"})
@@ -172,6 +203,7 @@ class FakeKernel:
     async def run_control(self) -> None:
         while True:
             peer, message = await self.control.receive()
+            self.controls.append(message)
             self.control.send(peer, self._answer(message))
 
     async def run_steps(self) -> None:
@@ -184,6 +216,8 @@ class FakeKernel:
         """One token batch for all running sequences."""
         batches: dict[Peer, tuple[list[m.TokenEntry], list[m.SeqEnd]]] = {}
         for rid, sequence in list(self.sequences.items()):
+            if sequence.suspended:
+                continue
             limit = min(sequence.submit.params.max_tokens or 0, self.acked.get(rid, 0) + self.window)
             first, last = sequence.sent, min(limit, sequence.sent + self.tokens_per_step)
             entries, ends = batches.setdefault(sequence.peer, ([], []))
@@ -203,7 +237,6 @@ class FakeKernel:
             return
         self._next_rid += 1
         self.sequences[self._next_rid] = _Sequence(peer, message)
-        self.owner_of[self._next_rid] = message.owner
         self.listener.send(peer, m.SeqAccepted(message.req, self._next_rid))
 
     def _end(self, rid: int, reason: FinishReason) -> None:
@@ -213,12 +246,18 @@ class FakeKernel:
 
     def _answer(self, message: Any) -> m.Message:
         if isinstance(message, m.PsGet):
-            return m.PsReply(message.req, tuple(self._row(rid) for rid in self.sequences))
-        if isinstance(message, m.Kill):
-            if message.rid not in self.sequences:
-                return error_message(NotFound(f"kernel knows no {message.rid}"), message.req)
-            self._end(message.rid, FinishReason.KILLED)
-            return m.Killed(message.req, message.rid)
+            mine = (rid for rid, seq in self.sequences.items() if message.owner in (None, seq.submit.owner))
+            return m.PsReply(message.req, tuple(map(self._row, mine)))
+        if isinstance(message, m.Kill | m.Nice | m.Suspend | m.Resume | m.Explain):
+            return self._act(message)
+        if isinstance(message, m.TenantSet):
+            given = {name: getattr(message, name) for name in TENANT_LIMITS if getattr(message, name) is not None}
+            row = self.tenants.get(message.tenant, tenant_row(message.tenant))
+            self.tenants[message.tenant] = msgspec.structs.replace(row, **given)
+            return m.TenantsReply(message.req, (self.tenants[message.tenant],))
+        if isinstance(message, m.TenantsGet):
+            rows = tuple(row for name, row in self.tenants.items() if message.owner in (None, name))
+            return m.TenantsReply(message.req, rows)
         if isinstance(message, m.StatusGet):
             lane = m.LaneStatus("echo", 1, True, 16, 64, 60, 2, 1, 3, 9, 27, 0, 8, 16, 0, "float32", "cpu", 512)
             service = m.ServiceStatus("microkernel", 3, 4321, 0, 61_000.0, "fine")
@@ -227,14 +266,31 @@ class FakeKernel:
         row = m.ModelRow("echo", "/models/echo", "ab" * 32, "EchoForCausalLM", "serving", 1_234_567)
         return m.ModelsReply(message.req, (row,))
 
+    def _act(self, message: Any) -> m.Message:
+        """A verb on one sequence; a foreign one answers like an unknown one."""
+        sequence = self.sequences.get(message.rid)
+        if sequence is None or message.owner not in (None, sequence.submit.owner):
+            error = NotFound(f"no sequence {message.rid}", field="rid", rid=message.rid)
+            return error_message(error, message.req)
+        if isinstance(message, m.Kill):
+            self._end(message.rid, FinishReason.KILLED)
+            return m.Killed(message.req, message.rid)
+        if isinstance(message, m.Explain):
+            return explained(message.rid, message.req, nice=sequence.nice)
+        if isinstance(message, m.Nice):
+            sequence.nice = message.nice
+        else:
+            sequence.suspended = isinstance(message, m.Suspend)
+        return m.Done(message.req, message.rid)
+
     def _row(self, rid: int) -> m.SeqRow:
         sequence = self.sequences[rid]
         limit = sequence.submit.params.max_tokens or 0
         return m.SeqRow(
             rid,
-            self.owner_of[rid],
+            sequence.submit.owner,
             "echo",
-            SeqState.RUNNING,
+            SeqState.SUSPENDED if sequence.suspended else SeqState.RUNNING,
             len(sequence.prompt),
             sequence.sent,
             limit,
@@ -243,6 +299,7 @@ class FakeKernel:
             0,
             1500.0,
             12.5,
+            sequence.nice,
         )
 
 

@@ -1,0 +1,48 @@
+"""Ranges of what scheduling requests carry, for whoever checks them: the SDK for its caller, the gateway for everybody else.
+
+Each raises `InvalidRequest` that names the field. Who may ask is not judged here.
+"""
+
+from __future__ import annotations
+
+from llmos.errors import InvalidRequest
+from llmos.protocol import limits
+from llmos.protocol.messages import TenantSet
+
+_COUNTS = ("max_pages", "guaranteed_pages", "max_running", "max_waiting")
+
+
+def check_nice(nice: int) -> None:
+    if not limits.MIN_NICE <= nice <= limits.MAX_NICE:
+        raise InvalidRequest(f"nice: {nice} is outside [{limits.MIN_NICE}, {limits.MAX_NICE}]", field="nice")
+
+
+def check_deadline(deadline_ms: float | None) -> None:
+    """None = no deadline."""
+    if deadline_ms is not None and not 0 < deadline_ms <= limits.MAX_DEADLINE_MS:
+        raise InvalidRequest(
+            f"deadline_ms: {deadline_ms} is outside (0, {limits.MAX_DEADLINE_MS:.0f}]", field="deadline_ms"
+        )
+
+
+def check_tenant(name: str) -> None:
+    if not 0 < len(name) <= limits.MAX_TENANT_NAME_CHARS:
+        raise InvalidRequest(
+            f"tenant: {len(name)} characters, allowed are 1 to {limits.MAX_TENANT_NAME_CHARS}", field="tenant"
+        )
+
+
+def check_tenant_set(message: TenantSet) -> None:
+    """Each value for itself; how they fit together only the microkernel can tell."""
+    check_tenant(message.tenant)
+    weight, rate = message.weight, message.tokens_per_s
+    if weight is not None and not 0 < weight <= limits.MAX_TENANT_WEIGHT:
+        raise InvalidRequest(f"weight: {weight} is outside (0, {limits.MAX_TENANT_WEIGHT:g}]", field="weight")
+    for name in _COUNTS:
+        value = getattr(message, name)
+        if value is not None and not 0 <= value <= limits.UNLIMITED:
+            raise InvalidRequest(f"{name}: {value} is outside [0, {limits.UNLIMITED}]", field=name)
+    if rate is not None and not 0 <= rate <= limits.MAX_TENANT_TOKENS_PER_S:
+        raise InvalidRequest(
+            f"tokens_per_s: {rate} is outside [0, {limits.MAX_TENANT_TOKENS_PER_S:.0f}]", field="tokens_per_s"
+        )
