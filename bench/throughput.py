@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -40,6 +41,7 @@ Rates = dict[tuple[str, int], list[float]]
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop llmosd and the workers then, too
     arguments = parse_arguments()
     started = time.perf_counter()
     model = arguments.model or random_model(arguments.work_dir, Shape())

@@ -58,6 +58,13 @@ class MicrokernelConfig:
     steps_in_flight: int = key(
         2, "Steps given to an executor before the first one's result must be back.", unit="steps", low=1, high=8
     )
+    ageing_s: float = key(
+        30.0,
+        "A waiting sequence moves up one of five priority classes each time it waited this long.",
+        unit="seconds",
+        low=0.01,
+        high=86_400,
+    )
     prefix_cache: bool = key(True, "Keep pages of ended sequences and reuse them where a prompt begins alike.")
     client_window_tokens: int = key(
         4096,

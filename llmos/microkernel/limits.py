@@ -14,7 +14,7 @@ class SchedulerLimits:
     steps_in_flight: int
     client_window_tokens: int
     prefix_cache: bool
-    ageing_s: float = 30.0
+    ageing_s: float
 
 
 @dataclass(slots=True)

@@ -92,6 +92,7 @@ def run(context: ServiceContext, lifeline: Lifeline) -> None:
         steps_in_flight=config.steps_in_flight,
         client_window_tokens=config.client_window_tokens,
         prefix_cache=config.prefix_cache,
+        ageing_s=config.ageing_s,
     )
     models = tuple(model.name for model in context.config.models)
     kernel = Kernel(limits, config.max_waiting, models, lambda: secrets.randbits(63), time.monotonic())

@@ -46,7 +46,7 @@ class Service:
 
     def start(self, now: float) -> None:
         self._move(ServiceState.STARTING)
-        self.process = spawn(self.spec.command)
+        self.process = spawn(self.spec.command, dict(self.spec.environment))
         self.pidfd = os.pidfd_open(self.process.pid)
         self.started_at, self.peer, self.failure, self.detail = now, None, None, "starting"
 

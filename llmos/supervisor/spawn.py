@@ -11,20 +11,22 @@ import signal
 import subprocess
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def spawn(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Run `command` with stdin from /dev/null and stdout and stderr on our stderr."""
+def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Run `command` with stdin from /dev/null and stdout and stderr on our stderr.
+
+    `environment`: defaults for the child; what llmosd itself was started with wins.
+    """
     assert threading.current_thread() is threading.main_thread()
     parent = os.getpid()
 
-    def tie_to_parent() -> (
-        None
-    ):  # runs in the child between fork and exec: two system calls, no locks, no allocation to speak of
+    def tie_to_parent() -> None:
+        # In the child between fork and exec: two system calls, no locks, no allocation to speak of.
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call
             os._exit(1)
@@ -33,5 +35,11 @@ def spawn(command: Sequence[str]) -> subprocess.Popen[bytes]:
         # Python >= 3.12 warns about fork beside threads; ours are libzmq's and hold no Python lock.
         warnings.simplefilter("ignore", DeprecationWarning)
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=2, stderr=2, start_new_session=True, preexec_fn=tie_to_parent
+            command,
+            env={**(environment or {}), **os.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            stderr=2,
+            start_new_session=True,
+            preexec_fn=tie_to_parent,
         )

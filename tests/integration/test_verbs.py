@@ -55,7 +55,8 @@ def test_nice_tenants_and_errors_by_name():
             client.suspend(999)
         (tenant,) = client.set_tenant(row.owner, weight=2.0, max_running=3)
         assert (tenant.weight, tenant.max_running, tenant.running) == (2.0, 3, 1)
-        assert client.tenants() == (tenant,)
+        (listed,) = client.tenants()
+        assert (listed.tenant, listed.weight, listed.max_running) == (row.owner, 2.0, 3)
         with pytest.raises(InvalidRequest) as impossible:
             client.generate([1], max_tokens=2000, deadline_s=1e-6)
         assert impossible.value.field == "deadline_ms"
