@@ -17,7 +17,7 @@ import msgspec
 
 from llmos.protocol import codec, messages, params
 
-PAGE = Path(messages.__file__).parent / "spec.md"
+PAGE = Path(codec.__file__).with_name("spec.md")
 _EXAMPLE = re.compile(r"^    (?P<text>\w+\(.*\))\n(?P<hex>(?:    (?:[0-9a-f]{2} ?)+\n)*)", re.MULTILINE)
 
 

@@ -1,0 +1,206 @@
+"""Every message on every llmos port, as frozen typed structs. `../spec.md` is the prose version.
+
+On the wire a message is one msgpack array `[type, fields...]` in one frame. Rules of evolution: types and fields are only
+appended, an appended field has a default, a number is never reused; the schema hash (codec.py) covers all of it.
+Token ids and page ids travel as little-endian int32 blobs (`pack_i32`), not as lists: a 256-row plan costs ~1 us to pack.
+
+Groups (one file each): handshake 1-9 | client port 10-39 | text port 40-59 | kernel port, sequences 60-79 | kernel port, control 80-99 |
+        executors 100-119 | supervisor port 120-139.
+"""
+
+from __future__ import annotations
+
+from llmos.protocol.messages.base import (
+    Error,
+    Hello,
+    Message,
+    Part,
+    Welcome,
+)
+from llmos.protocol.messages.client import (
+    Accepted,
+    Ack,
+    Cancel,
+    ChatMessage,
+    Finished,
+    Generate,
+    Tokenize,
+    Tokenized,
+    TokenLogprobs,
+    Tokens,
+    Usage,
+)
+from llmos.protocol.messages.control import (
+    Done,
+    Explain,
+    Explained,
+    Kill,
+    Killed,
+    LaneStatus,
+    ModelRow,
+    ModelsGet,
+    ModelsReply,
+    ModelState,
+    Nice,
+    PsGet,
+    PsReply,
+    Resume,
+    SeqRow,
+    ServiceStatus,
+    StatusGet,
+    StatusReply,
+    Suspend,
+    TenantRow,
+    TenantSet,
+    TenantsGet,
+    TenantsReply,
+)
+from llmos.protocol.messages.sequences import (
+    SeqAccepted,
+    SeqAck,
+    SeqCancel,
+    SeqEnd,
+    SeqFinish,
+    SeqSubmit,
+    SeqTokens,
+    TokenEntry,
+)
+from llmos.protocol.messages.steps import (
+    ExecutorReady,
+    ExecutorWelcome,
+    RowAdd,
+    RowLogprobs,
+    StepPlan,
+    StepResult,
+)
+from llmos.protocol.messages.supervision import (
+    Heartbeat,
+    ServiceDown,
+    ServiceFailed,
+    ServiceReady,
+    ServiceReport,
+    Stop,
+)
+from llmos.protocol.messages.text import (
+    DecodeClose,
+    Decoded,
+    DecodedItem,
+    DecodeItem,
+    DecodeOpen,
+    DecodeStep,
+    Encode,
+    Encoded,
+    ModelInfo,
+    ModelInfoGet,
+    ModelInfoList,
+)
+from llmos.protocol.params import SamplingParams
+
+ControlVerb = PsGet | Kill | StatusGet | ModelsGet | Nice | Suspend | Resume | Explain | TenantsGet | TenantSet
+ControlAnswer = PsReply | Killed | StatusReply | ModelsReply | Done | Explained | TenantsReply
+ClientToGateway = Hello | Generate | Ack | Cancel | Tokenize | ControlVerb
+GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Tokenized | ControlAnswer
+GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose
+TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded
+ToKernel = (
+    Hello
+    | SeqSubmit
+    | SeqCancel
+    | SeqFinish
+    | SeqAck
+    | ControlVerb
+    | ModelsReply
+    | ExecutorReady
+    | StepResult
+    | ServiceReport
+    | ServiceDown
+)
+FromKernel = (
+    Welcome | Error | SeqAccepted | SeqTokens | ControlAnswer | ModelsGet | ModelState | ExecutorWelcome | StepPlan
+)
+ToSupervisor = Hello | ServiceReady | Heartbeat | ServiceFailed
+FromSupervisor = Welcome | Error | Stop
+
+__all__ = [
+    "Accepted",
+    "Ack",
+    "Cancel",
+    "ChatMessage",
+    "ClientToGateway",
+    "ControlAnswer",
+    "ControlVerb",
+    "DecodeClose",
+    "DecodeItem",
+    "DecodeOpen",
+    "DecodeStep",
+    "Decoded",
+    "DecodedItem",
+    "Done",
+    "Encode",
+    "Encoded",
+    "Error",
+    "ExecutorReady",
+    "ExecutorWelcome",
+    "Explain",
+    "Explained",
+    "Finished",
+    "FromKernel",
+    "FromSupervisor",
+    "GatewayToClient",
+    "GatewayToTokenizer",
+    "Generate",
+    "Heartbeat",
+    "Hello",
+    "Kill",
+    "Killed",
+    "LaneStatus",
+    "Message",
+    "ModelInfo",
+    "ModelInfoGet",
+    "ModelInfoList",
+    "ModelRow",
+    "ModelState",
+    "ModelsGet",
+    "ModelsReply",
+    "Nice",
+    "Part",
+    "PsGet",
+    "PsReply",
+    "Resume",
+    "RowAdd",
+    "RowLogprobs",
+    "SamplingParams",
+    "SeqAccepted",
+    "SeqAck",
+    "SeqCancel",
+    "SeqEnd",
+    "SeqFinish",
+    "SeqRow",
+    "SeqSubmit",
+    "SeqTokens",
+    "ServiceDown",
+    "ServiceFailed",
+    "ServiceReady",
+    "ServiceReport",
+    "ServiceStatus",
+    "StatusGet",
+    "StatusReply",
+    "StepPlan",
+    "StepResult",
+    "Stop",
+    "Suspend",
+    "TenantRow",
+    "TenantSet",
+    "TenantsGet",
+    "TenantsReply",
+    "ToKernel",
+    "ToSupervisor",
+    "TokenEntry",
+    "TokenLogprobs",
+    "Tokenize",
+    "Tokenized",
+    "TokenizerToGateway",
+    "Tokens",
+    "Usage",
+    "Welcome",
+]

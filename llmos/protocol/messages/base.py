@@ -1,0 +1,42 @@
+"""Bases of all messages, and the handshake that opens every port."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Base of all wire messages."""
+
+
+class Part(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Base of structs that travel inside messages."""
+
+
+class Hello(Message, tag=1, frozen=True):
+    """First message of every connecting peer. `role`: client, gateway, executor, tokenizer, storage, supervisor."""
+
+    protocol: int
+    schema_hash: str
+    role: str
+    name: str
+    pid: int
+
+
+class Welcome(Message, tag=2, frozen=True):
+    """The listener's answer. `incarnation` changes when the listener restarts."""
+
+    protocol: int
+    schema_hash: str
+    name: str
+    incarnation: int
+
+
+class Error(Message, tag=3, frozen=True):
+    """A typed failure. `req` is the request it answers (0 = none, e.g. an undecodable frame)."""
+
+    req: int
+    code: int
+    message: str
+    field: str | None = None
+    rid: int | None = None

@@ -1,0 +1,80 @@
+"""Steps: microkernel and executors."""
+
+from __future__ import annotations
+
+from llmos.protocol.messages.base import Message, Part
+from llmos.protocol.messages.client import TokenLogprobs
+from llmos.protocol.params import SamplingParams
+
+
+class ExecutorReady(Message, tag=100, frozen=True):
+    """Executor -> microkernel after weights are loaded: what it measured. Pages are all free; old generations are void."""
+
+    model: str
+    num_pages: int
+    page_size: int
+    max_rows: int
+    max_step_tokens: int
+    max_context: int
+    vocab_size: int
+    dtype: str
+    device: str
+
+
+class ExecutorWelcome(Message, tag=101, frozen=True):
+    """Microkernel -> executor. Every plan and result of this life carries `generation`."""
+
+    generation: int
+
+
+class RowAdd(Part, frozen=True):
+    """A sequence enters the executor's row table whole; later plans only send differences.
+
+    `tokens`: int32[n], prompt and committed output; the first `prompt_len` are the prompt. `num_computed`: tokens whose KV is
+    already in `pages` (prefix-cache hit). `pages`: int32[], page table so far. `params.seed` is set.
+    """
+
+    row: int
+    rid: int
+    tokens: bytes
+    prompt_len: int
+    num_computed: int
+    pages: bytes
+    params: SamplingParams
+
+
+class StepPlan(Message, tag=102, frozen=True):
+    """One step as a difference. Applied in this order: row_frees, row_adds, page_appends, then the work.
+
+    row_frees: int32[n] rows. page_appends: int32[n,3] (row, index in page table, page).
+    prefill: int32[n,4] (row, start, length, sample): compute tokens [start, start+length); if sample is 1, sample the next token.
+    decode: int32[n] rows that each compute their newest token and sample the next one; None = the same rows as in the previous plan.
+    """
+
+    generation: int
+    step: int
+    row_frees: bytes
+    row_adds: tuple[RowAdd, ...]
+    page_appends: bytes
+    prefill: bytes
+    decode: bytes | None
+
+
+class RowLogprobs(Part, frozen=True):
+    row: int
+    position: int
+    logprobs: TokenLogprobs
+
+
+class StepResult(Message, tag=103, frozen=True):
+    """samples: int32[n,3] (row, position, token); position counts from the start of the prompt. failed: int32[n,2] (row, FinishReason);
+    a row that failed gives nothing more, whatever later plans ask of it, until it is freed.
+    busy_us: time the executor computed; idle_us: time it waited for this plan."""
+
+    generation: int
+    step: int
+    samples: bytes
+    logprobs: tuple[RowLogprobs, ...]
+    failed: bytes
+    busy_us: int
+    idle_us: int

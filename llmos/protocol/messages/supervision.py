@@ -1,0 +1,48 @@
+"""The supervisor port, and what the supervisor tells the microkernel."""
+
+from __future__ import annotations
+
+from llmos.protocol.messages.base import Message
+from llmos.protocol.messages.control import ServiceStatus
+
+
+class ServiceReady(Message, tag=120, frozen=True):
+    """Child -> supervisor: it can work now. `detail` is one line for people (what was loaded, how long it took)."""
+
+    name: str
+    pid: int
+    detail: str
+
+
+class Heartbeat(Message, tag=121, frozen=True):
+    """Child -> supervisor from its work loop. `progress` grows with work done."""
+
+    name: str
+    progress: int
+
+
+class ServiceFailed(Message, tag=122, frozen=True):
+    """Child -> supervisor just before it exits because it can not work (a typed reason for people)."""
+
+    name: str
+    code: int
+    message: str
+    field: str | None = None
+
+
+class Stop(Message, tag=123, frozen=True):
+    """Supervisor -> child: finish and exit within the grace time."""
+
+
+class ServiceReport(Message, tag=124, frozen=True):
+    """Supervisor -> microkernel: all services as they are now; sent on each change."""
+
+    services: tuple[ServiceStatus, ...]
+
+
+class ServiceDown(Message, tag=125, frozen=True):
+    """Supervisor -> microkernel: the process is dead and reaped. `role` as in its Hello; `name` e.g. executor.demo."""
+
+    role: str
+    name: str
+    pid: int

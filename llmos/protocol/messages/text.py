@@ -1,0 +1,85 @@
+"""The text port: gateway and tokenizer."""
+
+from __future__ import annotations
+
+from llmos.protocol.messages.base import Message, Part
+from llmos.protocol.messages.client import ChatMessage
+from llmos.protocol.params import SamplingParams
+
+
+class ModelInfo(Part, frozen=True):
+    """What a gateway must know of a model. `defaults` are the model's own generation settings."""
+
+    model: str
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    has_chat_template: bool
+    defaults: SamplingParams
+
+
+class ModelInfoGet(Message, tag=40, frozen=True):
+    req: int
+
+
+class ModelInfoList(Message, tag=41, frozen=True):
+    req: int
+    models: tuple[ModelInfo, ...]
+
+
+class Encode(Message, tag=42, frozen=True):
+    """Exactly one of `text`, `messages`. `pieces`: also return each token as text."""
+
+    req: int
+    model: str
+    text: str | None
+    messages: tuple[ChatMessage, ...] | None
+    pieces: bool = False
+
+
+class Encoded(Message, tag=43, frozen=True):
+    req: int
+    token_ids: bytes
+    pieces: tuple[str, ...] = ()
+
+
+class DecodeOpen(Message, tag=44, frozen=True):
+    """Start incremental decoding of one stream. `stream` is chosen by the gateway, never reused on a connection."""
+
+    stream: int
+    model: str
+    stop: tuple[str, ...]
+
+
+class DecodeItem(Part, frozen=True):
+    """Next output tokens of a stream; `final` flushes what is held back and closes the stream."""
+
+    stream: int
+    ids: tuple[int, ...]
+    final: bool
+
+
+class DecodeStep(Message, tag=45, frozen=True):
+    """All streams that got tokens in one step, in one message."""
+
+    items: tuple[DecodeItem, ...]
+
+
+class DecodedItem(Part, frozen=True):
+    """`text` is safe to show. If `stop` is set, it was found: `used` of the item's tokens belong to the output, the stream is closed."""
+
+    stream: int
+    text: str
+    used: int
+    stop: str | None = None
+    final: bool = False
+
+
+class Decoded(Message, tag=46, frozen=True):
+    items: tuple[DecodedItem, ...]
+
+
+class DecodeClose(Message, tag=47, frozen=True):
+    """The stream's owner left; drop its state without an answer."""
+
+    stream: int
