@@ -1,7 +1,7 @@
 """The row table: what a step needs to know of every running sequence, as numpy columns.
 
-A row belongs to one running sequence at a time; rows are reused, so `epoch` tells lives of a row apart. A steady decode step of 256
-rows touches a dozen columns with one vector operation each (about 60 us in all) where a loop over objects took 700 us.
+A row belongs to one running sequence at a time; rows are reused, so `epoch` tells lives of a row apart. A steady decode step touches a
+dozen columns with one vector operation each instead of looping over objects (docs/decisions.md has the figures).
 
 Columns, in tokens from the start of the prompt unless said:
     known      prompt and committed output                 computed   KV in pages once all issued steps are done
