@@ -6,7 +6,7 @@ from array import array
 
 from llmos.errors import ContextTooLong, InvalidRequest, Overloaded
 from llmos.microkernel.tenants import Tenant
-from llmos.protocol import limits
+from llmos.protocol import checks, limits
 from llmos.protocol.messages import ExecutorReady
 from llmos.protocol.params import SamplingParams
 
@@ -49,11 +49,6 @@ def check_queue(waiting: int, limit: int) -> None:
         raise Overloaded(f"{waiting} sequences are waiting, the limit is {limit}")
 
 
-def check_nice(nice: int) -> None:
-    if not limits.MIN_NICE <= nice <= limits.MAX_NICE:
-        raise InvalidRequest(f"nice {nice} is outside [{limits.MIN_NICE}, {limits.MAX_NICE}]", field="nice")
-
-
 def check_tenant_queue(tenant: Tenant) -> None:
     limit = tenant.limits.max_waiting
     if tenant.waiting >= limit:
@@ -62,12 +57,7 @@ def check_tenant_queue(tenant: Tenant) -> None:
 
 def check_deadline(deadline_ms: float | None, needed_s: float) -> None:
     """Refuse what can not be met even if the machine did nothing else. `needed_s`: its steps at the measured step time."""
-    if deadline_ms is None:
-        return
-    if not 0 < deadline_ms <= limits.MAX_DEADLINE_MS:
-        raise InvalidRequest(
-            f"deadline_ms {deadline_ms} is outside (0, {limits.MAX_DEADLINE_MS:g}]", field="deadline_ms"
-        )
-    if deadline_ms < needed_s * 1e3:
+    checks.check_deadline(deadline_ms)
+    if deadline_ms is not None and deadline_ms < needed_s * 1e3:
         text = f"deadline of {deadline_ms:g} ms can not be met: its steps alone take about {needed_s * 1e3:.0f} ms"
         raise InvalidRequest(text, field="deadline_ms")

@@ -27,6 +27,7 @@ from llmos.microkernel.outbox import Outbox, Send
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import Sequence
 from llmos.microkernel.tenants import TenantLimits
+from llmos.protocol import checks
 from llmos.protocol import messages as m
 from llmos.protocol.codec import unpack_i32
 
@@ -142,7 +143,7 @@ class Kernel:
         tokens = unpack_i32(message.prompt)
         admission.check_prompt(tokens, executor.vocab_size)
         admission.check_params(message.params)
-        admission.check_nice(message.nice)
+        checks.check_nice(message.nice)
         tenant = lane.tenants.get(message.owner)
         pages = min(tenant.limits.max_pages, executor.num_pages - lane.tenants.guaranteed_to_others(tenant))
         room = admission.longest_output(len(tokens), message.params, executor, pages)
@@ -215,7 +216,7 @@ class Kernel:
 
     def _nice(self, sender: Sender, message: m.Message, now: float) -> None:
         assert isinstance(message, m.Nice)
-        admission.check_nice(message.nice)
+        checks.check_nice(message.nice)
         seq, scheduler = self._own(message.rid, message.owner)
         scheduler.residents.renice(seq, message.nice, now)
         self._outbox.send(sender.peer, m.Done(message.req, seq.rid))
@@ -243,6 +244,7 @@ class Kernel:
 
     def _tenant_set(self, sender: Sender, message: m.Message, now: float) -> None:
         assert isinstance(message, m.TenantSet)
+        checks.check_tenant_set(message)
         old = self.tenant_limits.get(message.tenant, TenantLimits())
         changes = {name: value for name in _TENANT_FIELDS if (value := getattr(message, name)) is not None}
         limits = replace(old, **changes)

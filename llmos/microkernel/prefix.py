@@ -54,6 +54,3 @@ class PrefixCache:
     def evict(self, page: int) -> None:
         """Forget a page's content."""
         del self._page_of[self._key_of.pop(page)]
-
-    def pages(self) -> set[int]:
-        return set(self._key_of)

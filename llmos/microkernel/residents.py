@@ -103,7 +103,6 @@ class Residents:
         self.holdings.release(seq, tenant)
         seq.move(SeqState.FINISHED, now)
         seq.reason = reason
-        seq.finished_at = now
         if seq.deadline is not None and now > seq.deadline:
             self.counters.deadline_misses += 1
 

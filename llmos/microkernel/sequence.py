@@ -81,7 +81,6 @@ class Sequence:
     deadline: float | None = None  # absolute, by the same clock as `accepted_at`
     acked: int = 0  # output tokens that the client has read
     started_at: float | None = None
-    finished_at: float | None = None
     timeline: Timeline = field(init=False)
 
     def __post_init__(self) -> None:

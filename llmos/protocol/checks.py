@@ -1,4 +1,5 @@
-"""Ranges of what scheduling requests carry, for whoever checks them: the SDK for its caller, the gateway for everybody else.
+"""Ranges of what scheduling requests carry, for whoever checks them: the SDK for its caller, the gateway for everybody
+else, and the microkernel once more, which trusts nobody.
 
 Each raises `InvalidRequest` that names the field. Who may ask is not judged here.
 """
