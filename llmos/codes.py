@@ -22,6 +22,7 @@ class ErrorCode(IntEnum):
     CONFIG = 12
     MODEL = 13
     TIMEOUT = 14
+    WRONG_STATE = 15
 
 
 class FinishReason(IntEnum):
@@ -36,11 +37,21 @@ class FinishReason(IntEnum):
     SHUTDOWN = 7  # the daemon stopped before the sequence ended
     TOKENIZER_FAILED = 8  # text could not be decoded
     DEADLINE = 9  # its deadline passed while it waited
+    CLOSED = 10  # an open sequence, by its owner
+    DEPENDENCY = 11  # a sequence that it waited for (`after`) failed, was cancelled or killed
+    IDLE = 12  # an open sequence that nobody used for too long
 
     @property
     def is_failure(self) -> bool:
         """True if the caller did not ask for this ending."""
-        return self in (self.EXECUTOR_LOST, self.NUMERICAL_ERROR, self.SHUTDOWN, self.TOKENIZER_FAILED, self.DEADLINE)
+        return self in (
+            self.EXECUTOR_LOST,
+            self.NUMERICAL_ERROR,
+            self.SHUTDOWN,
+            self.TOKENIZER_FAILED,
+            self.DEADLINE,
+            self.DEPENDENCY,
+        )
 
 
 class SeqState(IntEnum):
@@ -50,7 +61,17 @@ class SeqState(IntEnum):
     RUNNING = 2  # holds a row and pages
     PREEMPTED = 3  # lost row and pages, will be recomputed; waits again
     FINISHED = 4
-    SUSPENDED = 5  # by its owner: holds no row, keeps or dropped its pages
+    SUSPENDED = 5  # by its owner: holds no row; its pages are kept, swapped or dropped
+    BLOCKED = 6  # waits for input, or for other sequences; keeps its pages while nobody needs them
+    SWAPPED = 7  # lost row and pages, its KV is in host pages; waits again
+
+
+class PageFate(IntEnum):
+    """What becomes of the pages of a sequence that leaves the machine for a while."""
+
+    KEEP = 0  # its own until somebody else needs them
+    SWAP = 1  # copied to host pages and given back; if the host has no room, dropped
+    DROP = 2  # given back and recomputed later
 
 
 class ServiceState(IntEnum):

@@ -65,7 +65,40 @@ class MicrokernelConfig:
         low=0.01,
         high=86_400,
     )
+    policy: str = key(
+        "fair",
+        "Who runs next: fair = priority classes with ageing, then weighted fair share between tenants; fcfs = first come, "
+        "first served.",
+        choices=("fair", "fcfs"),
+    )
+    target_step_ms: float = key(
+        100.0,
+        "Prompts are computed in pieces such that a step beside running streams takes about this long; 0 = no limit but "
+        "max_step_tokens.",
+        unit="milliseconds",
+        low=0,
+        high=60_000,
+    )
     prefix_cache: bool = key(True, "Keep pages of ended sequences and reuse them where a prompt begins alike.")
+    prefix_sharing: str = key(
+        "tenant",
+        "Who may reuse a page: tenant = only the tenant that computed it; all = everybody (the time to the first token then "
+        "tells what others asked).",
+        choices=("tenant", "all"),
+    )
+    retention_s: float = key(
+        600.0,
+        "How long an ended sequence's output can still be read.",
+        unit="seconds",
+        low=0,
+        high=604_800,
+    )
+    idle_timeout_s: float = key(
+        3600.0, "An open sequence that nobody used for so long is ended.", unit="seconds", low=1, high=31_536_000
+    )
+    recorder_mib: float = key(
+        16.0, "Memory for the flight recorder of scheduling decisions; 0 = off.", unit="MiB", low=0, high=4096
+    )
     client_window_tokens: int = key(
         4096,
         "Output tokens that a client may leave unread before its sequence is descheduled.",
@@ -98,6 +131,13 @@ class ModelConfig:
     page_size: int = key(16, "KV cache page.", unit="tokens", low=1, high=1024)
     num_pages: int = key(0, "KV cache pages; 0 = as many as kv_cache_gib holds.", unit="pages", low=0, high=2**31 - 1)
     kv_cache_gib: float = key(1.0, "Memory for the KV cache, where num_pages is 0.", unit="GiB", low=0.001, high=65_536)
+    host_cache_gib: float = key(
+        0.0,
+        "Memory for pages that are swapped out of the KV cache; 0 = none, they are recomputed.",
+        unit="GiB",
+        low=0,
+        high=65_536,
+    )
     max_context: int = key(
         0, "Longest prompt and output together; 0 = what the model was made for.", unit="tokens", low=0, high=16_777_216
     )

@@ -8,6 +8,7 @@
     ├── Overloaded            admission refused; retry later
     ├── Unavailable           a service that is needed is not there (starting, dead, draining)
     │   └── DaemonNotRunning  nothing listens on the run directory's socket
+    ├── WrongState            the sequence is there, but not in a state in which the verb makes sense
     ├── SequenceFailed        accepted, then ended by a typed reason (executor_lost, numerical_error, ...)
     ├── ProtocolError         undecodable frame, unknown message type, unknown field, over a size limit
     │   └── VersionMismatch   protocol version or schema hash differs
@@ -61,6 +62,10 @@ class Unavailable(LlmosError):
 
 class DaemonNotRunning(Unavailable):
     code = ErrorCode.NOT_RUNNING
+
+
+class WrongState(LlmosError):
+    code = ErrorCode.WRONG_STATE
 
 
 class SequenceFailed(LlmosError):

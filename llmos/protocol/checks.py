@@ -6,9 +6,10 @@ Each raises `InvalidRequest` that names the field. Who may ask is not judged her
 
 from __future__ import annotations
 
+from llmos.codes import PageFate
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
-from llmos.protocol.messages import TenantSet
+from llmos.protocol.messages import Kill, TenantSet
 
 _COUNTS = ("max_pages", "guaranteed_pages", "max_running", "max_waiting")
 
@@ -24,6 +25,29 @@ def check_deadline(deadline_ms: float | None) -> None:
         raise InvalidRequest(
             f"deadline_ms: {deadline_ms} is outside (0, {limits.MAX_DEADLINE_MS:.0f}]", field="deadline_ms"
         )
+
+
+def check_fork(count: int) -> None:
+    if not 1 <= count <= limits.MAX_FORKS:
+        raise InvalidRequest(f"count: {count} is outside [1, {limits.MAX_FORKS}]", field="count")
+
+
+def check_after(after: tuple[int, ...]) -> None:
+    if len(after) > limits.MAX_AFTER:
+        raise InvalidRequest(f"after: {len(after)} sequences, the limit is {limits.MAX_AFTER}", field="after")
+
+
+def check_page_fate(pages: int) -> None:
+    if pages not in set(PageFate):
+        names = ", ".join(f"{fate.value} ({fate.name.lower()})" for fate in PageFate)
+        raise InvalidRequest(f"pages: {pages} is none of {names}", field="pages")
+
+
+def check_kill(message: Kill) -> None:
+    """One sequence or a selector, not both and not neither."""
+    selectors = [name for name in ("tenant", "job", "model") if getattr(message, name) is not None]
+    if (message.rid is None) == (not selectors):
+        raise InvalidRequest("give either a rid, or one or more of tenant, job, model", field="rid")
 
 
 def check_tenant(name: str) -> None:

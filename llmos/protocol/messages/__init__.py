@@ -5,7 +5,7 @@ appended, an appended field has a default, a number is never reused; the schema 
 Token ids and page ids travel as little-endian int32 blobs (`pack_i32`), not as lists: a 256-row plan costs ~1 us to pack.
 
 Groups (one file each): handshake 1-9 | client port 10-39 | text port 40-59 | kernel port, sequences 60-79 | kernel port, control 80-99 |
-        executors 100-119 | supervisor port 120-139.
+        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ from llmos.protocol.messages.base import (
 from llmos.protocol.messages.client import (
     Accepted,
     Ack,
+    Append,
+    Appended,
+    Attach,
     Cancel,
     ChatMessage,
+    Continue,
     Finished,
     Generate,
+    Spawn,
+    Spawned,
     Tokenize,
     Tokenized,
     TokenLogprobs,
@@ -31,9 +37,15 @@ from llmos.protocol.messages.client import (
     Usage,
 )
 from llmos.protocol.messages.control import (
+    After,
+    Close,
+    Deadline,
     Done,
     Explain,
     Explained,
+    Fork,
+    Forked,
+    JobRow,
     Kill,
     Killed,
     LaneStatus,
@@ -44,23 +56,40 @@ from llmos.protocol.messages.control import (
     Nice,
     PsGet,
     PsReply,
+    RecordWrite,
+    RecordWritten,
     Resume,
     SeqRow,
     ServiceStatus,
+    Stat,
+    Stats,
     StatusGet,
     StatusReply,
     Suspend,
+    TenantLimitsRow,
     TenantRow,
     TenantSet,
     TenantsGet,
     TenantsReply,
+    TenantsStored,
+    TenantStore,
+    Wait,
+    Waited,
 )
 from llmos.protocol.messages.sequences import (
     SeqAccepted,
     SeqAck,
+    SeqAppend,
+    SeqAppended,
+    SeqAttach,
+    SeqAttached,
     SeqCancel,
+    SeqContinue,
+    SeqDetach,
     SeqEnd,
     SeqFinish,
+    SeqReplaced,
+    SeqSpawn,
     SeqSubmit,
     SeqTokens,
     TokenEntry,
@@ -96,27 +125,75 @@ from llmos.protocol.messages.text import (
 )
 from llmos.protocol.params import SamplingParams
 
-ControlVerb = PsGet | Kill | StatusGet | ModelsGet | Nice | Suspend | Resume | Explain | TenantsGet | TenantSet
-ControlAnswer = PsReply | Killed | StatusReply | ModelsReply | Done | Explained | TenantsReply
-ClientToGateway = Hello | Generate | Ack | Cancel | Tokenize | ControlVerb
-GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Tokenized | ControlAnswer
+ControlVerb = (
+    PsGet
+    | Kill
+    | StatusGet
+    | ModelsGet
+    | Nice
+    | Suspend
+    | Resume
+    | Explain
+    | TenantsGet
+    | TenantSet
+    | Fork
+    | Wait
+    | Stat
+    | Close
+    | Deadline
+    | After
+    | RecordWrite
+)
+ControlAnswer = (
+    PsReply
+    | Killed
+    | StatusReply
+    | ModelsReply
+    | Done
+    | Explained
+    | TenantsReply
+    | Forked
+    | Waited
+    | Stats
+    | RecordWritten
+)
+ClientToGateway = Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | ControlVerb
+GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | ControlAnswer
 GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose
 TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded
 ToKernel = (
     Hello
     | SeqSubmit
+    | SeqSpawn
+    | SeqAppend
+    | SeqContinue
+    | SeqAttach
+    | SeqDetach
     | SeqCancel
     | SeqFinish
     | SeqAck
     | ControlVerb
     | ModelsReply
+    | TenantsStored
     | ExecutorReady
     | StepResult
     | ServiceReport
     | ServiceDown
 )
 FromKernel = (
-    Welcome | Error | SeqAccepted | SeqTokens | ControlAnswer | ModelsGet | ModelState | ExecutorWelcome | StepPlan
+    Welcome
+    | Error
+    | SeqAccepted
+    | SeqAppended
+    | SeqAttached
+    | SeqReplaced
+    | SeqTokens
+    | ControlAnswer
+    | ModelsGet
+    | ModelState
+    | TenantStore
+    | ExecutorWelcome
+    | StepPlan
 )
 ToSupervisor = Hello | ServiceReady | Heartbeat | ServiceFailed
 FromSupervisor = Welcome | Error | Stop
@@ -124,11 +201,18 @@ FromSupervisor = Welcome | Error | Stop
 __all__ = [
     "Accepted",
     "Ack",
+    "After",
+    "Append",
+    "Appended",
+    "Attach",
     "Cancel",
     "ChatMessage",
     "ClientToGateway",
+    "Close",
+    "Continue",
     "ControlAnswer",
     "ControlVerb",
+    "Deadline",
     "DecodeClose",
     "DecodeItem",
     "DecodeOpen",
@@ -144,6 +228,8 @@ __all__ = [
     "Explain",
     "Explained",
     "Finished",
+    "Fork",
+    "Forked",
     "FromKernel",
     "FromSupervisor",
     "GatewayToClient",
@@ -151,6 +237,7 @@ __all__ = [
     "Generate",
     "Heartbeat",
     "Hello",
+    "JobRow",
     "Kill",
     "Killed",
     "LaneStatus",
@@ -166,16 +253,26 @@ __all__ = [
     "Part",
     "PsGet",
     "PsReply",
+    "RecordWrite",
+    "RecordWritten",
     "Resume",
     "RowAdd",
     "RowLogprobs",
     "SamplingParams",
     "SeqAccepted",
     "SeqAck",
+    "SeqAppend",
+    "SeqAppended",
+    "SeqAttach",
+    "SeqAttached",
     "SeqCancel",
+    "SeqContinue",
+    "SeqDetach",
     "SeqEnd",
     "SeqFinish",
+    "SeqReplaced",
     "SeqRow",
+    "SeqSpawn",
     "SeqSubmit",
     "SeqTokens",
     "ServiceDown",
@@ -183,16 +280,23 @@ __all__ = [
     "ServiceReady",
     "ServiceReport",
     "ServiceStatus",
+    "Spawn",
+    "Spawned",
+    "Stat",
+    "Stats",
     "StatusGet",
     "StatusReply",
     "StepPlan",
     "StepResult",
     "Stop",
     "Suspend",
+    "TenantLimitsRow",
     "TenantRow",
     "TenantSet",
+    "TenantStore",
     "TenantsGet",
     "TenantsReply",
+    "TenantsStored",
     "ToKernel",
     "ToSupervisor",
     "TokenEntry",
@@ -202,5 +306,7 @@ __all__ = [
     "TokenizerToGateway",
     "Tokens",
     "Usage",
+    "Wait",
+    "Waited",
     "Welcome",
 ]

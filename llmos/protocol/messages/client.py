@@ -34,7 +34,8 @@ class Generate(Message, tag=10, frozen=True):
     """Client -> gateway. Exactly one of `text`, `token_ids`, `messages` is set. `req` is chosen by the client.
 
     `nice`: -20 (most urgent) to 19; below 0 is for administrators. `deadline_ms`: from now; a sequence still waiting then is ended,
-    one that can not be done by then is refused.
+    one that can not be done by then is refused. `parent`: the sequence whose job it belongs to. `after`: it waits until these have
+    ended, and ends itself if one of them does badly.
     """
 
     req: int
@@ -46,6 +47,8 @@ class Generate(Message, tag=10, frozen=True):
     client_request_id: str | None = None
     nice: int = 0
     deadline_ms: float | None = None
+    parent: int | None = None
+    after: tuple[int, ...] = ()
 
 
 class Accepted(Message, tag=11, frozen=True):
@@ -103,3 +106,76 @@ class Tokenized(Message, tag=17, frozen=True):
     model: str
     token_ids: bytes
     pieces: tuple[str, ...]
+
+
+class Spawn(Message, tag=18, frozen=True):
+    """Client -> gateway: make an open sequence, which lives until `Close`, `Kill` or idleness, whoever is connected.
+
+    At most one of `text`, `token_ids`, `messages`; its tokens are prefilled at once. The answer is `Spawned`. `parent`, `after`: as in
+    `Generate`.
+    """
+
+    req: int
+    model: str | None
+    text: str | None = None
+    token_ids: bytes | None = None
+    messages: tuple[ChatMessage, ...] | None = None
+    nice: int = 0
+    parent: int | None = None
+    after: tuple[int, ...] = ()
+    client_request_id: str | None = None
+
+
+class Spawned(Message, tag=19, frozen=True):
+    """`num_tokens`: how long the sequence is."""
+
+    req: int
+    rid: int
+    model: str
+    num_tokens: int
+
+
+class Append(Message, tag=20, frozen=True):
+    """Client -> gateway: more input for an open sequence that is not generating. Exactly one of `text`, `token_ids`.
+
+    Text is encoded without the tokens that a tokenizer puts in front of a new text. `model` is the sequence's own. The answer is
+    `Appended`.
+    """
+
+    req: int
+    rid: int
+    model: str
+    text: str | None
+    token_ids: bytes | None
+
+
+class Appended(Message, tag=21, frozen=True):
+    """`num_tokens`: how long the sequence is now."""
+
+    req: int
+    rid: int
+    num_tokens: int
+
+
+class Continue(Message, tag=22, frozen=True):
+    """Client -> gateway: let an open sequence generate. Answered like `Generate`: `Accepted`, `Tokens`, `Finished`; offsets count from
+    the start of this output. `model` is the sequence's own. `Cancel` ends the output, not the sequence; if the client leaves, the
+    sequence goes on alone."""
+
+    req: int
+    rid: int
+    model: str
+    params: SamplingParams
+    deadline_ms: float | None = None
+
+
+class Attach(Message, tag=23, frozen=True):
+    """Client -> gateway: read the output of a sequence from `offset` on, also if it has ended (for a limited time). For an open
+    sequence: the output it is generating, or its last one. Answered like `Generate`; old tokens come without log-probabilities.
+
+    A sequence has one reader: an earlier one is told that it was replaced (`Error` WRONG_STATE).
+    """
+
+    req: int
+    rid: int
+    offset: int = 0

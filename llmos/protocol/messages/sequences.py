@@ -18,9 +18,13 @@ class SeqSubmit(Message, tag=60, frozen=True):
     client_request_id: str | None = None
     nice: int = 0
     deadline_ms: float | None = None
+    parent: int | None = None
+    after: tuple[int, ...] = ()
 
 
 class SeqAccepted(Message, tag=61, frozen=True):
+    """The answer to `SeqSubmit` and `SeqSpawn`."""
+
     req: int
     rid: int
 
@@ -33,6 +37,8 @@ class TokenEntry(Part, frozen=True):
 
 
 class SeqEnd(Part, frozen=True):
+    """The end of a sequence's output. A sequence that is not open has ended with it."""
+
     rid: int
     reason: int
     usage: Usage
@@ -50,14 +56,15 @@ class SeqTokens(Message, tag=62, frozen=True):
 
 
 class SeqCancel(Message, tag=63, frozen=True):
-    """Gateway -> microkernel. Idempotent; the answer is the sequence's end in `SeqTokens`. `reason` is a FinishReason."""
+    """Gateway -> microkernel. Idempotent; the answer is the end in `SeqTokens`, of an open sequence's output, else of the sequence.
+    `reason` is a FinishReason."""
 
     rid: int
     reason: int
 
 
 class SeqFinish(Message, tag=64, frozen=True):
-    """Gateway -> microkernel: a stop string ended the text; output tokens from `upto` on do not count."""
+    """Gateway -> microkernel: a stop string ended the text; output tokens from `upto` on do not count, an open sequence drops them."""
 
     rid: int
     upto: int
@@ -68,3 +75,77 @@ class SeqAck(Message, tag=65, frozen=True):
 
     rid: int
     upto: int
+
+
+class SeqSpawn(Message, tag=66, frozen=True):
+    """Gateway -> microkernel: an open sequence; `prompt` may be empty. The answer is `SeqAccepted`."""
+
+    req: int
+    model: str
+    prompt: bytes
+    owner: str
+    nice: int = 0
+    parent: int | None = None
+    after: tuple[int, ...] = ()
+    client_request_id: str | None = None
+
+
+class SeqAppend(Message, tag=67, frozen=True):
+    """Gateway -> microkernel: `tokens` int32[n] for an open sequence of `model` that is not generating. `owner` as in `Kill`."""
+
+    req: int
+    rid: int
+    model: str
+    tokens: bytes
+    owner: str | None = None
+
+
+class SeqAppended(Message, tag=68, frozen=True):
+    req: int
+    rid: int
+    num_tokens: int
+
+
+class SeqContinue(Message, tag=69, frozen=True):
+    """Gateway -> microkernel: an open sequence of `model` generates and the sender reads. `params` as in `SeqSubmit`. The answer is
+    `SeqAttached`."""
+
+    req: int
+    rid: int
+    model: str
+    params: SamplingParams
+    deadline_ms: float | None = None
+    owner: str | None = None
+
+
+class SeqAttach(Message, tag=70, frozen=True):
+    """Gateway -> microkernel: the sender becomes the reader of a sequence. The answer is `SeqAttached`, then `SeqTokens` as usual."""
+
+    req: int
+    rid: int
+    owner: str | None = None
+
+
+class SeqAttached(Message, tag=71, frozen=True):
+    """`output`: int32[n], the output so far; what follows has offsets from n on. `params`: how it is made (None: it never generated).
+    `end`: it has ended already, or an open sequence is at rest; nothing follows then."""
+
+    req: int
+    rid: int
+    model: str
+    prompt_tokens: int
+    params: SamplingParams | None
+    output: bytes
+    end: SeqEnd | None = None
+
+
+class SeqDetach(Message, tag=72, frozen=True):
+    """Gateway -> microkernel: the reader left; the sequence goes on. Idempotent, no answer."""
+
+    rid: int
+
+
+class SeqReplaced(Message, tag=73, frozen=True):
+    """Microkernel -> gateway: another reader took the sequence over; no more tokens come here."""
+
+    rid: int

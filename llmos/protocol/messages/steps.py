@@ -8,7 +8,10 @@ from llmos.protocol.params import SamplingParams
 
 
 class ExecutorReady(Message, tag=100, frozen=True):
-    """Executor -> microkernel after weights are loaded: what it measured. Pages are all free; old generations are void."""
+    """Executor -> microkernel after weights are loaded: what it measured. Pages are all free; old generations are void.
+
+    `host_pages`: pages of host memory for swapping. `swap_us`: time to copy one page there or back, in a batch of many.
+    """
 
     model: str
     num_pages: int
@@ -19,6 +22,8 @@ class ExecutorReady(Message, tag=100, frozen=True):
     vocab_size: int
     dtype: str
     device: str
+    host_pages: int = 0
+    swap_us: float = 0.0
 
 
 class ExecutorWelcome(Message, tag=101, frozen=True):
@@ -44,8 +49,10 @@ class RowAdd(Part, frozen=True):
 
 
 class StepPlan(Message, tag=102, frozen=True):
-    """One step as a difference. Applied in this order: row_frees, row_adds, page_appends, then the work.
+    """One step as a difference. Applied in this order: row_frees, swap_out, swap_in, copies, row_adds, page_appends, then the work.
+    A plan without work (only copies) is answered like any other.
 
+    swap_out: int32[n,2] (page, host page), swap_in: int32[n,2] (host page, page), copies: int32[n,2] (page, page), each from, to.
     row_frees: int32[n] rows. page_appends: int32[n,3] (row, index in page table, page).
     prefill: int32[n,4] (row, start, length, sample): compute tokens [start, start+length); if sample is 1, sample the next token.
     decode: int32[n] rows that each compute their newest token and sample the next one; None = the same rows as in the previous plan.
@@ -58,6 +65,9 @@ class StepPlan(Message, tag=102, frozen=True):
     page_appends: bytes
     prefill: bytes
     decode: bytes | None
+    swap_out: bytes = b""
+    swap_in: bytes = b""
+    copies: bytes = b""
 
 
 class RowLogprobs(Part, frozen=True):

@@ -28,13 +28,15 @@ class ModelInfoList(Message, tag=41, frozen=True):
 
 
 class Encode(Message, tag=42, frozen=True):
-    """Exactly one of `text`, `messages`. `pieces`: also return each token as text."""
+    """Exactly one of `text`, `messages`. `pieces`: also return each token as text. `continues`: the text goes on from other tokens, so
+    nothing is put in front of it."""
 
     req: int
     model: str
     text: str | None
     messages: tuple[ChatMessage, ...] | None
     pieces: bool = False
+    continues: bool = False
 
 
 class Encoded(Message, tag=43, frozen=True):
