@@ -87,7 +87,7 @@ def step_cost(rows: int, waiting: int, steps: int) -> dict[str, float]:
 def verb_cost(waiting: int, count: int = 1000) -> dict[str, float]:
     """Median microseconds of submitting, renicing and cancelling a waiting sequence beside `waiting` others."""
     bench = Bench(1, waiting)
-    first = max(bench.kernel.sequences) + 1
+    first = max(bench.kernel.state.sequences) + 1
     submits = [_timed(lambda i=i: bench.submit(10**6 + i)) for i in range(count)]
     rids = range(first, first + count)
     nices = [_timed(lambda r=r: bench.kernel.handle(GATEWAY, m.Nice(1, r, 10), 0.0)) for r in rids]

@@ -11,14 +11,14 @@ from llmos.protocol.messages import ExecutorReady
 from llmos.protocol.params import SamplingParams
 
 
-def check_prompt(tokens: array[int], vocab_size: int) -> None:
-    """Raise `InvalidRequest` unless the prompt is 1.. token ids of the vocabulary."""
+def check_prompt(tokens: array[int], vocab_size: int, field: str = "prompt") -> None:
+    """Raise `InvalidRequest` unless these are 1.. token ids of the vocabulary."""
     if not tokens:
-        raise InvalidRequest("prompt is empty", field="prompt")
+        raise InvalidRequest(f"{field}: empty", field=field)
     if len(tokens) > limits.MAX_PROMPT_TOKENS:
-        raise InvalidRequest(f"prompt of {len(tokens)} tokens, the limit is {limits.MAX_PROMPT_TOKENS}", field="prompt")
+        raise InvalidRequest(f"{field}: {len(tokens)} tokens, the limit is {limits.MAX_PROMPT_TOKENS}", field=field)
     if min(tokens) < 0 or max(tokens) >= vocab_size:
-        raise InvalidRequest(f"prompt has token ids outside [0, {vocab_size})", field="prompt")
+        raise InvalidRequest(f"{field}: token ids outside [0, {vocab_size})", field=field)
 
 
 def check_params(params: SamplingParams) -> None:
@@ -29,29 +29,39 @@ def check_params(params: SamplingParams) -> None:
             raise InvalidRequest(f"{name} must be set on the kernel port", field=name)
 
 
-def longest_output(prompt_len: int, params: SamplingParams, executor: ExecutorReady, num_pages: int) -> int:
+def longest_output(
+    prompt_len: int, params: SamplingParams, executor: ExecutorReady, num_pages: int, field: str = "prompt"
+) -> int:
     """Most output tokens the sequence may get: what it asked for, bounded by the context and by the `num_pages` it can ever have.
 
     Raises `ContextTooLong` if not even one fits.
     """
-    # The newest token's KV is never written, so the last page need not hold it.
-    capacity = min(executor.max_context, num_pages * executor.page_size)
-    room = capacity - prompt_len
+    room = _capacity(executor, num_pages) - prompt_len
     if room < 1:
-        raise ContextTooLong(
-            f"prompt of {prompt_len} tokens leaves no room: the limit is {capacity} tokens", field="prompt"
-        )
+        text = f"{prompt_len} tokens leave no room for output: the limit is {prompt_len + room} tokens"
+        raise ContextTooLong(text, field=field)
     return room if params.max_tokens is None else min(params.max_tokens, room)
 
 
-def check_queue(waiting: int, limit: int) -> None:
-    if waiting >= limit:
+def check_length(num_tokens: int, executor: ExecutorReady, num_pages: int, field: str = "prompt") -> None:
+    """Raise `ContextTooLong` unless an open sequence may become so long."""
+    capacity = _capacity(executor, num_pages)
+    if num_tokens > capacity:
+        raise ContextTooLong(f"{num_tokens} tokens, the limit is {capacity}", field=field)
+
+
+def _capacity(executor: ExecutorReady, num_pages: int) -> int:
+    return min(executor.max_context, num_pages * executor.page_size)
+
+
+def check_queue(waiting: int, limit: int, more: int = 1) -> None:
+    if waiting + more > limit:
         raise Overloaded(f"{waiting} sequences are waiting, the limit is {limit}")
 
 
-def check_tenant_queue(tenant: Tenant) -> None:
+def check_tenant_queue(tenant: Tenant, more: int = 1) -> None:
     limit = tenant.limits.max_waiting
-    if tenant.waiting >= limit:
+    if tenant.waiting + more > limit:
         raise Overloaded(f"{tenant.waiting} sequences of {tenant.name} are waiting, the limit is {limit}")
 
 

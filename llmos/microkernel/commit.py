@@ -31,7 +31,7 @@ class Outcome:
     tokens: Ints = field(default_factory=lambda: EMPTY)
     rids: Ints = field(default_factory=lambda: EMPTY)
     offsets: Ints = field(default_factory=lambda: EMPTY)
-    gateways: Ints = field(default_factory=lambda: EMPTY)
+    readers: Ints = field(default_factory=lambda: EMPTY)
     seqs: list[Sequence] = field(default_factory=list)
     ended: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
     recompute: list[Sequence] = field(default_factory=list)
@@ -53,7 +53,7 @@ def commit_step(rows: RowTable, step: InFlightStep, samples: Ints, failed: Ints,
     )
     if as_asked:
         offsets = positions - rows.prompt_len[asked]
-        outcome = Outcome(asked, positions, samples[:, 2], rows.rid[asked], offsets, rows.gateway[asked], seqs)
+        outcome = Outcome(asked, positions, samples[:, 2], rows.rid[asked], offsets, rows.reader[asked], seqs)
         _append(rows, outcome, step.logs if len(step.logs) == sampling else step.logs[:sampling])
         return outcome
     return _careful(rows, (asked, positions, epochs, seqs), samples, failed, vocab_size)
@@ -94,6 +94,9 @@ def _careful(
             rows.pending[row] -= 1
         else:
             seq.num_pending -= 1
+            if seq.num_void:
+                seq.num_void -= 1
+                continue
         if seq.state is SeqState.FINISHED:
             continue
         token = came.get((row, position))
@@ -110,8 +113,8 @@ def _careful(
             outcome.recompute.append(seq)
     if committed:
         outcome.rows, outcome.positions, outcome.tokens = np.array(committed, np.int64).T
-        places = [(seq.rid, seq.prompt_len, seq.gateway) for seq in outcome.seqs]
-        outcome.rids, prompt_lens, outcome.gateways = np.array(places, np.int64).T
+        places = [(seq.rid, seq.prompt_len, seq.reader) for seq in outcome.seqs]
+        outcome.rids, prompt_lens, outcome.readers = np.array(places, np.int64).T
         outcome.offsets = outcome.positions - prompt_lens
     return outcome
 

@@ -6,7 +6,9 @@ the current generation and exactly the oldest step in flight; everything else is
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,10 +18,8 @@ from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.rows import Ints
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import Sequence
-from llmos.microkernel.tenants import TenantLimits, TenantTable
+from llmos.microkernel.tenants import Tenant, TenantLimits, TenantTable
 from llmos.protocol.messages import ExecutorReady, LaneStatus, StepPlan, StepResult
-
-_STEP_WEIGHT = 0.05  # of the newest step in the average
 
 
 class Lane:
@@ -28,7 +28,6 @@ class Lane:
     def __init__(self, model: str, limits: SchedulerLimits, limits_of: Callable[[str], TenantLimits]) -> None:
         self.model = model
         self.tenants = TenantTable(limits_of)
-        self.step_s = 0.0  # how long a step takes the executor, exponentially averaged
         self.generation = 0
         self.executor: int | None = None  # peer
         self.capabilities: ExecutorReady | None = None
@@ -52,18 +51,14 @@ class Lane:
         self.generation += 1
         self.executor = peer
         self.capabilities = ready
-        limits = SchedulerLimits(
+        limits = replace(
+            self._limits,
             max_rows=min(self._limits.max_rows, ready.max_rows),
             max_step_tokens=min(self._limits.max_step_tokens, ready.max_step_tokens),
-            steps_in_flight=self._limits.steps_in_flight,
-            client_window_tokens=self._limits.client_window_tokens,
-            prefix_cache=self._limits.prefix_cache,
-            ageing_s=self._limits.ageing_s,
         )
-        self.scheduler = Scheduler(ready.num_pages, ready.page_size, ready.vocab_size, limits, self.tenants)
+        self.scheduler = Scheduler(ready, limits, self.tenants)
         for seq in survivors:
-            seq.page_hashes.clear()  # their page size may be another one now
-            self.scheduler.residents.adopt(seq, now)
+            self.scheduler.residents.enter(seq, now)
 
     def detach(self, now: float) -> list[Sequence]:
         """The executor is gone. Returns the live sequences, oldest first, without rows, pages or pending tokens."""
@@ -74,11 +69,14 @@ class Lane:
         for row in old.rows.order[::-1].tolist():
             seq = old.rows.seqs[row]
             assert seq is not None
-            old.residents.preempt(seq, now)
+            old.residents.preempt(seq, now, drop=True)
         survivors = sorted(old.residents.live(), key=lambda seq: seq.rid)
         for seq in survivors:
-            seq.page_table = []
-            seq.num_pending = 0  # nothing comes any more
+            seq.page_table, seq.host_pages, seq.kept_tokens = array("i"), array("i"), 0
+            seq.num_pending = seq.num_void = 0  # nothing comes any more
+            seq.heir_of = None
+            seq.heirs.clear()
+            seq.page_hashes.clear()  # the next executor's page size may be another one
         self.tenants.reset()
         return survivors
 
@@ -92,8 +90,7 @@ class Lane:
         if scheduler is None or result.generation != self.generation or result.step != expected:
             self.results_dropped += 1
             return None
-        self.step_s += _STEP_WEIGHT * (result.busy_us * 1e-6 - self.step_s) if self.step_s else result.busy_us * 1e-6
-        return scheduler.complete(_matrix(result.samples, 3), _matrix(result.failed, 2), now)
+        return scheduler.complete(_matrix(result.samples, 3), _matrix(result.failed, 2), result.busy_us * 1e-6, now)
 
     def check_tenant(self, name: str, limits: TenantLimits) -> None:
         """Raise `InvalidRequest` if new limits of a tenant contradict what lives here now."""
@@ -127,6 +124,11 @@ class Lane:
         others = self.tenants.guaranteed_to_others(self.tenants.get(seq.owner))
         return others - changed.limits.guaranteed_pages + limits.guaranteed_pages
 
+    def pages_for(self, tenant: Tenant) -> int:
+        """Pages that a sequence of this tenant can ever have."""
+        _, executor = self.up()
+        return min(tenant.limits.max_pages, executor.num_pages - self.tenants.guaranteed_to_others(tenant))
+
     def status(self) -> LaneStatus:
         scheduler, ready = self.scheduler, self.capabilities
         if scheduler is None or ready is None:
@@ -155,6 +157,14 @@ class Lane:
             dtype=ready.dtype,
             device=ready.device,
             max_context=ready.max_context,
+            host_pages_total=ready.host_pages,
+            host_pages_free=scheduler.residents.host.num_free,
+            blocked=len(scheduler.residents.blocked),
+            suspended=len(scheduler.residents.suspended),
+            swaps_out=counters.swaps_out,
+            swaps_in=counters.swaps_in,
+            pages_copied=counters.pages_copied,
+            deadline_misses=counters.deadline_misses,
         )
 
 

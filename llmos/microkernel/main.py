@@ -14,9 +14,11 @@ import secrets
 import time
 from typing import Any
 
-from llmos.microkernel.kernel import Kernel, Sender
-from llmos.microkernel.limits import SchedulerLimits
+from llmos.config import MicrokernelConfig
+from llmos.microkernel.kernel import Kernel
+from llmos.microkernel.limits import KernelLimits, SchedulerLimits
 from llmos.microkernel.outbox import Send
+from llmos.microkernel.sender import Sender
 from llmos.ports.core import Peer
 from llmos.ports.lifeline import Lifeline
 from llmos.ports.sync import Listener, PortSet
@@ -51,7 +53,7 @@ class Shell:
         sender = Sender(next(self._numbers), peer.role, peer.name)
         self._senders[peer] = sender
         self._peers[sender.peer] = (listener, peer)
-        self.deliver(self.kernel.greet(sender))
+        self.deliver(self.kernel.greet(sender, time.monotonic()))
 
     def serve(self, listener: Listener[Any]) -> None:
         """Handle what has arrived on one port."""
@@ -83,19 +85,28 @@ class Shell:
             listener.close()
 
 
-def run(context: ServiceContext, lifeline: Lifeline) -> None:
-    """Serve until asked to stop."""
-    config = context.config.microkernel
-    limits = SchedulerLimits(
+def _limits(config: MicrokernelConfig) -> tuple[KernelLimits, SchedulerLimits]:
+    """What the configuration says, in the kernel's terms."""
+    whole = KernelLimits(config.max_waiting, config.retention_s, config.idle_timeout_s)
+    scheduling = SchedulerLimits(
         max_rows=config.max_rows,
         max_step_tokens=config.max_step_tokens,
         steps_in_flight=config.steps_in_flight,
         client_window_tokens=config.client_window_tokens,
         prefix_cache=config.prefix_cache,
+        share_prefixes=config.prefix_sharing == "all",
+        policy=config.policy,
         ageing_s=config.ageing_s,
+        target_step_s=config.target_step_ms / 1e3,
     )
+    return whole, scheduling
+
+
+def run(context: ServiceContext, lifeline: Lifeline) -> None:
+    """Serve until asked to stop."""
+    config = context.config.microkernel
     models = tuple(model.name for model in context.config.models)
-    kernel = Kernel(limits, config.max_waiting, models, lambda: secrets.randbits(63), time.monotonic())
+    kernel = Kernel(*_limits(config), models, secrets.randbits(128), time.monotonic())
     shell = Shell(context, kernel)
     ports = PortSet(lifeline.port, *shell.listeners)
     lifeline.ready(f"rows {config.max_rows}, token budget {config.max_step_tokens}")

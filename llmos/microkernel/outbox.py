@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmos.microkernel.commit import Outcome
+from llmos.microkernel.sequence import NOBODY
 from llmos.protocol.messages import Message, RowLogprobs, SeqEnd, SeqTokens, TokenEntry, TokenLogprobs
 
 
@@ -44,20 +45,22 @@ class Outbox:
             for place, address in enumerate(zip(outcome.rows.tolist(), outcome.positions.tolist())):
                 if address in found:
                     rest[place] = False
-                    self._entry(outcome, place, found[address])
+                    if outcome.readers[place] != NOBODY:
+                        self._entry(outcome, place, found[address])
         columns = np.stack((outcome.rids, outcome.offsets, outcome.tokens), axis=1)
-        for peer in set(outcome.gateways[rest].tolist()):
+        for peer in set(outcome.readers[rest].tolist()) - {NOBODY}:
             batch = self._batch(peer)
             assert not batch.columns
-            batch.columns = columns[rest & (outcome.gateways == peer)].astype("<i8").tobytes()
+            batch.columns = columns[rest & (outcome.readers == peer)].astype("<i8").tobytes()
 
     def _entry(self, outcome: Outcome, place: int, logprobs: TokenLogprobs) -> None:
         seq = outcome.seqs[place]
         entry = TokenEntry(seq.rid, int(outcome.offsets[place]), (int(outcome.tokens[place]),), (logprobs,))
-        self._batch(seq.gateway).entries.append(entry)
+        self._batch(seq.reader).entries.append(entry)
 
     def end(self, peer: int, end: SeqEnd) -> None:
-        self._batch(peer).ends.append(end)
+        if peer != NOBODY:
+            self._batch(peer).ends.append(end)
 
     def forget(self, peer: int) -> None:
         """Nothing more for a peer that is gone."""

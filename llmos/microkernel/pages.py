@@ -16,8 +16,14 @@ Invariants: refs[page] = number of page tables that hold it; free + used + quara
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BULK = 16  # from so many pages on one vector operation beats a loop
 
 
 class PagePool:
@@ -25,10 +31,10 @@ class PagePool:
 
     def __init__(self, num_pages: int, on_evict: Callable[[int], None]) -> None:
         self.num_pages = num_pages
-        self.refs = [0] * num_pages
+        self.refs: NDArray[np.int32] = np.zeros(num_pages, np.int32)
         self._free: deque[int] = deque(range(num_pages))
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._quarantine: deque[tuple[int, int]] = deque()  # (step, page), steps never decrease
+        self._quarantine: deque[tuple[int, int]] = deque()  # (step, page)
         self._quarantined: dict[int, int] = {}  # page -> the step after which it is released
         self._known: set[int] = set()  # pages whose content the prefix cache knows
         self._on_evict = on_evict
@@ -54,44 +60,68 @@ class PagePool:
         """How many of `pages` sharing would take out of `available`."""
         return sum(page in self._cached for page in pages)
 
+    def forget(self, page: int) -> None:
+        """Its one holder is about to write into this used page: the prefix cache must not count on its content."""
+        assert self.refs[page] == 1
+        if page in self._known:
+            self._known.discard(page)
+            self._on_evict(page)
+
     def grant(self, count: int) -> list[int]:
         """`count` pages with one reference each. The caller has checked `available`."""
         assert count <= self.available, f"{count} pages asked, {self.available} available"
-        pages = []
-        for _ in range(count):
-            if self._free:
-                page = self._free.popleft()
-            else:
-                page, _ = self._cached.popitem(last=False)
-                self._known.discard(page)
-                self._on_evict(page)
+        free = self._free
+        pages = [free.popleft() for _ in range(min(count, len(free)))]
+        while len(pages) < count:
+            page, _ = self._cached.popitem(last=False)
+            self._known.discard(page)
+            self._on_evict(page)
+            pages.append(page)
+        for page in pages:
             assert self.refs[page] == 0
             self.refs[page] = 1
-            pages.append(page)
         return pages
 
     def share(self, page: int) -> None:
-        """One more page table holds `page` (prefix hit or fork)."""
+        """One more page table holds `page` (prefix hit)."""
         if self.refs[page] == 0:
             assert page in self._known, f"page {page} has no content to share"
             if self._quarantined.pop(page, None) is None:
                 del self._cached[page]
         self.refs[page] += 1
 
-    def release(self, pages: list[int], last_step: int) -> None:
-        """The page tables that held `pages` let go; `last_step` is the newest issued step that could touch them.
+    def share_used(self, pages: array[int]) -> None:
+        """One more page table holds all of `pages`, which others hold already (fork). No page is in it twice."""
+        held = np.frombuffer(pages, np.int32)
+        assert self.refs[held].all(), "a page without holder can not be forked"
+        self.refs[held] += 1
 
-        Pages become grantable when `complete(last_step)` is called; the last of `pages` is evicted first later.
+    def release(self, pages: array[int], after_step: int) -> list[int]:
+        """A page table lets go of `pages`. Returns those that nobody holds now.
+
+        They become grantable when `complete(after_step)` is called; the last of `pages` is evicted first later.
         """
-        for page in reversed(pages):
-            self.refs[page] -= 1
-            assert self.refs[page] >= 0, f"page {page} released once too often"
-            if self.refs[page] == 0:
-                self._quarantined[page] = last_step
-                self._quarantine.append((last_step, page))
+        if len(pages) >= _BULK:
+            held = np.frombuffer(pages, np.int32)
+            self.refs[held] -= 1
+            counts = self.refs[held]
+            assert counts.min() >= 0, "a page was released once too often"
+            freed: list[int] = held[counts == 0][::-1].tolist()
+        else:
+            freed = []
+            for page in reversed(pages):
+                self.refs[page] -= 1
+                assert self.refs[page] >= 0, f"page {page} released once too often"
+                if self.refs[page] == 0:
+                    freed.append(page)
+        for page in freed:
+            self._quarantined[page] = after_step
+            self._quarantine.append((after_step, page))
+        return freed
 
     def complete(self, step: int) -> None:
         """All steps up to `step` are done: end the quarantine of what they could touch."""
+        # Pages of a swap wait for one step more than pages let go after it, so entries are not strictly in order of steps.
         while self._quarantine and self._quarantine[0][0] <= step:
             released_at, page = self._quarantine.popleft()
             # A page may have been shared, and even released again, since this entry was made.
@@ -111,7 +141,7 @@ class PagePool:
     def check(self) -> None:
         """Assert the invariants; O(pages)."""
         free, cached, quarantined = set(self._free), set(self._cached), set(self._quarantined)
-        used = {page for page in range(self.num_pages) if self.refs[page] > 0}
+        used = set(np.flatnonzero(self.refs).tolist())
         assert len(free) == len(self._free), "a page is free twice"
         assert len(free) + len(cached) + len(quarantined) + len(used) == self.num_pages, "pages lost or in two states"
         assert free | cached | quarantined | used == set(range(self.num_pages))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +26,8 @@ class InFlightStep:
     """What was asked of the executor: decodes, prefill chunks that sample, then `num_silent` chunks that sample nothing.
 
     `rows`, `epochs`: every row that computes and its life. `stored`: its tokens in pages once the step is done, which for a row that
-    samples is also the position of the new token. `seqs`, `logs`: the rows' sequences and their tokens.
+    samples is also the position of the new token. `seqs`, `logs`: the rows' sequences and their tokens. `num_decodes` of the rows
+    decode, the others compute `num_prefill` tokens together.
     """
 
     step: int
@@ -35,26 +37,51 @@ class InFlightStep:
     num_silent: int
     seqs: list[Sequence]
     logs: list[array[int]]
+    num_decodes: int
+    num_prefill: int
+
+
+class Copies:
+    """Page copies for the next plan, as flat lists of pairs (from, to)."""
+
+    def __init__(self) -> None:
+        self.out: list[int] = []
+        self.back: list[int] = []
+        self.within: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.out or self.back or self.within)
+
+    def swap_out(self, pages: Iterable[int], host_pages: Iterable[int]) -> None:
+        for pair in zip(pages, host_pages):
+            self.out += pair
+
+    def swap_in(self, host_pages: Iterable[int], pages: Iterable[int]) -> None:
+        for pair in zip(host_pages, pages):
+            self.back += pair
+
+    def copy(self, source: int, target: int) -> None:
+        self.within += (source, target)
 
 
 @dataclass(slots=True)
 class PlanBuilder:
-    """Collects one step."""
+    """Collects one step. A chunk is (row, start, count)."""
 
     row_frees: list[int] = field(default_factory=list)
     row_adds: list[RowAdd] = field(default_factory=list)
     page_appends: list[int] = field(default_factory=list)
-    chunks: list[tuple[int, int, int]] = field(default_factory=list)  # (row, start, length), nothing sampled
+    chunks: list[tuple[int, int, int]] = field(default_factory=list)  # those that sample nothing
     last_chunks: list[tuple[int, int, int]] = field(
         default_factory=list
-    )  # chunks that reach the newest token and sample
+    )  # those that reach the newest token and sample
     decode: Ints = field(default_factory=lambda: EMPTY)
 
     @property
     def has_work(self) -> bool:
         return bool(self.chunks or self.last_chunks or len(self.decode))
 
-    def build(self, generation: int, step: int, last_decode: Ints | None) -> StepPlan:
+    def build(self, generation: int, step: int, last_decode: Ints | None, copies: Copies) -> StepPlan:
         """The wire form; an unchanged decode set is left out."""
         same = last_decode is not None and equal(self.decode, last_decode)
         prefill = [(*chunk, sample) for sample, chunks in ((0, self.chunks), (1, self.last_chunks)) for chunk in chunks]
@@ -66,4 +93,7 @@ class PlanBuilder:
             page_appends=pack_i32(self.page_appends),
             prefill=np.asarray(prefill, "<i4").tobytes() if prefill else b"",
             decode=None if same else self.decode.astype("<i4").tobytes(),
+            swap_out=pack_i32(copies.out),
+            swap_in=pack_i32(copies.back),
+            copies=pack_i32(copies.within),
         )

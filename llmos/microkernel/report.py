@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llmos.codes import SeqState
+from llmos.microkernel.jobs import Job
 from llmos.microkernel.lane import Lane
 from llmos.microkernel.sequence import Sequence
+from llmos.microkernel.tenants import Tenant
 from llmos.microkernel.timeline import Cause
-from llmos.protocol.messages import Explained, SeqRow, TenantRow
+from llmos.protocol.messages import Explained, JobRow, SeqRow, Stats, TenantRow
 
 
 def row(seq: Sequence, now: float) -> SeqRow:
@@ -28,12 +31,43 @@ def row(seq: Sequence, now: float) -> SeqRow:
         age_ms=(now - seq.accepted_at) * 1e3,
         tokens_per_s=seq.num_output / computing if computing > 0 else 0.0,
         nice=seq.nice,
+        job=seq.job.rid,
+        host_pages=len(seq.host_pages),
+        is_open=seq.is_open,
     )
 
 
-def explain(req: int, seq: Sequence, now: float) -> Explained:
-    """A live sequence's time by cause."""
+def stats(req: int, seq: Sequence, now: float) -> Stats:
+    """Everything about one sequence, live or ended."""
+    now = now if seq.ended_at is None else seq.ended_at
+    return Stats(
+        req=req,
+        row=row(seq, now),
+        job=job(seq.job),
+        num_tokens=len(seq.tokens),
+        parent=seq.parent,
+        after=tuple(sorted(seq.waits_for)),
+        children=seq.forks,
+        deadline_ms=None if seq.deadline is None else (seq.deadline - now) * 1e3,
+        reason=0 if seq.reason is None else int(seq.reason),
+        usage=seq.end.usage if seq.end is not None else seq.usage(now),
+    )
+
+
+def job(of: Job) -> JobRow:
+    """What a job's sequences use together; `tokens` lags behind by what rows compute now."""
+    live = [seq for seq in of.members.values() if seq.reason is None]
+    return JobRow(of.rid, of.sequences, len(live), sum(len(seq.page_table) for seq in live), of.tokens)
+
+
+def explain(req: int, seq: Sequence, tenant: Tenant, now: float) -> Explained:
+    """A sequence's time by cause, to now or to its end."""
+    now = now if seq.ended_at is None else seq.ended_at
     spent = [seconds * 1e3 for seconds in seq.timeline.spent(now)]
+    if seq.state is SeqState.WAITING:  # what is known of the wait that goes on
+        limited = (tenant.limited_s(now) - seq.limited_from) * 1e3
+        spent[Cause.QUEUE] -= limited
+        spent[Cause.QUOTA] += limited
     return Explained(
         req=req,
         rid=seq.rid,
@@ -49,6 +83,10 @@ def explain(req: int, seq: Sequence, now: float) -> Explained:
         suspensions=seq.suspensions,
         cached_tokens=seq.cached_tokens,
         nice=seq.nice,
+        quota_ms=spent[Cause.QUOTA],
+        swapped_ms=spent[Cause.SWAPPED],
+        blocked_ms=spent[Cause.BLOCKED],
+        swaps=seq.swaps,
     )
 
 

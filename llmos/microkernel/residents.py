@@ -1,142 +1,279 @@
-"""Everybody who lives on one executor: running in rows, waiting in the queue, suspended; and the verbs that move them.
+"""Everybody who lives on one executor: running in rows, waiting in the queue, blocked, suspended; and the verbs that move them.
 
 The scheduler plans steps over the residents; this file knows who is where and holds what. Invariants (`check`): every live sequence is
-in exactly one of rows, queue, suspended, as its state says; its pages are counted once for its tenant; a row's columns agree with
-its sequence.
+in exactly one of rows, queue, blocked, suspended, as its state says; its tenant counts it there; a row's columns agree with its sequence.
 """
 
 from __future__ import annotations
 
-from llmos.codes import FinishReason, SeqState
-from llmos.microkernel.fairqueue import FairQueue
+from llmos.codes import FinishReason, PageFate, SeqState
 from llmos.microkernel.holdings import Holdings
+from llmos.microkernel.host_pages import HostPool
 from llmos.microkernel.limits import SchedulerCounters, SchedulerLimits
+from llmos.microkernel.pacing import Costs, WorkingSet
 from llmos.microkernel.pages import PagePool
+from llmos.microkernel.policy import POLICIES
 from llmos.microkernel.prefix import PrefixCache
 from llmos.microkernel.rows import RowTable
-from llmos.microkernel.sequence import NO_ROW, Sequence
+from llmos.microkernel.runqueue import RunQueue
+from llmos.microkernel.sequence import NO_ROW, QUEUED, Sequence
 from llmos.microkernel.tenants import Tenant, TenantTable
+from llmos.microkernel.timeline import Cause
+from llmos.protocol.messages import ExecutorReady
 
 
 class Residents:
     """Rows, pages and run queue of one executor generation. `tenants` outlives it."""
 
-    def __init__(self, num_pages: int, page_size: int, limits: SchedulerLimits, tenants: TenantTable) -> None:
-        self.page_size = page_size
+    def __init__(self, executor: ExecutorReady, limits: SchedulerLimits, tenants: TenantTable) -> None:
+        self.page_size = executor.page_size
         self.tenants = tenants
-        self.prefix = PrefixCache(page_size)
-        self.pool = PagePool(num_pages, self.prefix.evict)
-        self.holdings = Holdings(self.pool, tenants)
-        self.queue = FairQueue(limits.ageing_s)
+        self.policy = POLICIES[limits.policy]()
+        self.prefix = PrefixCache(executor.page_size)
+        self.pool = PagePool(executor.num_pages, self.prefix.evict)
+        self.host = HostPool(executor.host_pages)
+        self.holdings = Holdings(self.pool, self.host, tenants, executor.page_size)
+        self.queue = RunQueue(self.policy, limits.ageing_s)
         self.rows = RowTable(limits.max_rows, limits.client_window_tokens)
+        self.costs = Costs(executor.swap_us * 1e-6)
+        self.working_set = WorkingSet(executor.num_pages, executor.page_size)
+        self.blocked: dict[int, Sequence] = {}
         self.suspended: dict[int, Sequence] = {}
         self.counters = SchedulerCounters()
         self.freed_rows: list[int] = []  # the executor has not been told yet
 
-    def submit(self, seq: Sequence, now: float) -> None:
-        """A new sequence waits."""
-        tenant = self.tenants.get(seq.owner)
-        self.tenants.arrive(tenant)
-        self.queue.push(seq, tenant, now)
+    # ------------------------------------------------------------ coming and going
 
-    def adopt(self, seq: Sequence, now: float) -> None:
-        """A live sequence from the executor's last life: it holds neither row nor pages here."""
+    def enter(self, seq: Sequence, now: float) -> None:
+        """A live sequence without row and pages: a new one, or one from the executor's last life."""
         if seq.state is SeqState.SUSPENDED:
             self.suspended[seq.rid] = seq
-        else:
-            self.submit(seq, now)
+            return
+        if seq.state is not SeqState.BLOCKED:
+            seq.move(SeqState.BLOCKED, now)
+        self.blocked[seq.rid] = seq
+        self.wake(seq, now)
 
-    def preempt(self, seq: Sequence, now: float) -> None:
-        """Take row and pages away; the sequence waits at the front of the queue and is recomputed from its committed tokens."""
-        seq.move(SeqState.PREEMPTED, now)
-        tenant = self._take_row(seq)
-        self.holdings.release(seq, tenant)
-        tenant.waiting += 1
-        seq.preemptions += 1
-        self.counters.preemptions += 1
-        self.queue.push_front(seq)
-
-    def suspend(self, seq: Sequence, keep_pages: bool, now: float) -> None:
-        """Off the machine until `resume`. Idempotent: a suspended sequence may still be told to give its pages back."""
-        tenant = self.tenants.get(seq.owner)
-        if seq.state is not SeqState.SUSPENDED:
-            if seq.state is SeqState.RUNNING:
-                seq.kept_tokens = int(self.rows.computed[seq.row])
-                self._take_row(seq)
-            else:
-                self.queue.remove(seq)
-                tenant.waiting -= 1
-            seq.move(SeqState.SUSPENDED, now)
-            seq.suspensions += 1
-            self.suspended[seq.rid] = seq
-        if keep_pages and seq.page_table:
-            self.holdings.keep(seq)
-        else:
-            self.holdings.release(seq, tenant)
-
-    def resume(self, seq: Sequence, now: float) -> None:
-        """A suspended sequence waits for the machine again; no other state is changed."""
-        if seq.state is SeqState.SUSPENDED:
-            del self.suspended[seq.rid]
-            seq.move(SeqState.WAITING, now)
-            self.submit(seq, now)
-
-    def renice(self, seq: Sequence, nice: int, now: float) -> None:
-        """Change the priority of a live sequence. In the queue it starts anew in its class."""
-        waits_in_class = seq.state in (SeqState.WAITING, SeqState.PREEMPTED) and not self.queue.is_preempted(seq)
-        if waits_in_class:
-            self.queue.remove(seq)
-        seq.nice = nice
-        if waits_in_class:
-            self.queue.push(seq, self.tenants.get(seq.owner), now)
+    def wake(self, seq: Sequence, now: float) -> None:
+        """A blocked sequence waits for the machine, if it has work and nobody to wait for."""
+        if seq.state is SeqState.BLOCKED and seq.has_work and not seq.held_back:
+            del self.blocked[seq.rid]
+            self._line_up(seq, now)
 
     def finish(self, seq: Sequence, reason: FinishReason, now: float) -> None:
         """End a sequence in any live state."""
+        self._leave(seq, now)
+        self.holdings.release(seq)
+        if seq.heir_of is not None:
+            seq.heir_of.heirs.remove(seq)
+            seq.heir_of = None
+        seq.move(SeqState.FINISHED, now)
+        seq.reason, seq.ended_at = reason, now
+        if seq.deadline is not None and now > seq.deadline:
+            self.counters.deadline_misses += 1
+
+    def rest(self, seq: Sequence, now: float) -> None:
+        """An open sequence has computed its input, or is to get more; it keeps its pages while nobody needs them."""
+        assert not seq.generating
+        seq.wants_prefill = False
+        self._block(seq, now)
+
+    def end_turn(self, seq: Sequence, num_output: int, now: float, *, drop: bool = False) -> None:
+        """An open sequence stops generating with its first `num_output` tokens. `drop`: what its pages hold is not to be trusted."""
+        self._block(seq, now)
+        seq.end_turn(num_output)
+        if drop or (seq.host_pages and seq.kept_tokens >= len(seq.tokens)):
+            self.holdings.release(seq)  # part of a host copy is not worth its own rules
+        # Without the newest token, which is computed again: its page must not stay if it held more once, for others or the cache.
+        seq.kept_tokens = min(seq.kept_tokens, len(seq.tokens) - 1)
+        del seq.page_hashes[len(seq.tokens) // self.page_size :]
+        self._keep_computed(seq)
+
+    def settle(self, seq: Sequence, tenant: Tenant, shared: list[int], num_computed: int, now: float) -> None:
+        """Waiting input turns out to be computed already: in what the sequence has, or in `shared` pages of the prefix cache."""
+        self.holdings.share(seq, tenant, shared)
+        if not seq.host_pages:
+            seq.kept_tokens = num_computed
+        self.rest(seq, now)
+        if seq.page_table:
+            self.holdings.keep(seq)
+
+    def _block(self, seq: Sequence, now: float) -> None:
+        if seq.state not in (SeqState.BLOCKED, SeqState.SUSPENDED):
+            self._leave(seq, now)
+            seq.move(SeqState.BLOCKED, now)
+            self.blocked[seq.rid] = seq
+
+    # ------------------------------------------------------------ preemption and suspension
+
+    def preempt(self, seq: Sequence, now: float, *, drop: bool = False) -> None:
+        """Take row and pages away; the sequence waits at the front of the queue. `drop`: what its pages hold is not to be trusted."""
+        self._take_row(seq)
+        self.bequeath(seq, now)
+        fate = PageFate.DROP if drop else self._fate(seq)
+        if fate is PageFate.SWAP:
+            self.holdings.swap_out(seq)
+            self.counters.swaps_out += 1
+        else:
+            self.holdings.release(seq)
+        seq.move(SeqState.SWAPPED if fate is PageFate.SWAP else SeqState.PREEMPTED, now)
+        self.tenants.get(seq.owner).waiting += 1
+        seq.preemptions += 1
+        self.counters.preemptions += 1
+        self.working_set.preempted()
+        self.queue.push_front(seq)
+
+    def reclaim(self, spare: Sequence, tenant: Tenant, *, own_only: bool = False) -> bool:
+        """Take the pages of who has kept them longest without a row; False if there is nobody."""
+        keeper = self.holdings.oldest_keeper(spare, tenant, own_only=own_only)
+        if keeper is None:
+            return False
+        if self._fate(keeper) is PageFate.SWAP:
+            self.holdings.swap_out(keeper)
+            self.counters.swaps_out += 1
+        else:
+            self.holdings.release(keeper)
+        return True
+
+    def suspend(self, seq: Sequence, pages: PageFate, now: float) -> None:
+        """Off the machine until `resume`. Idempotent: a suspended sequence may still be told to give its pages back."""
+        if seq.state is not SeqState.SUSPENDED:
+            self._leave(seq, now)
+            seq.move(SeqState.SUSPENDED, now)
+            seq.suspensions += 1
+            self.suspended[seq.rid] = seq
+        if pages is PageFate.SWAP and seq.page_table:
+            if self.holdings.pages_for(seq.kept_tokens) <= self.host.num_free:
+                self.holdings.swap_out(seq)
+                self.counters.swaps_out += 1
+            else:
+                self.holdings.release(seq)
+        elif pages is PageFate.DROP:
+            self.holdings.release(seq)
+
+    def resume(self, seq: Sequence, now: float) -> None:
+        """A suspended sequence goes on; no other state is changed."""
+        if seq.state is SeqState.SUSPENDED:
+            del self.suspended[seq.rid]
+            seq.move(SeqState.BLOCKED, now)
+            self.blocked[seq.rid] = seq
+            self.wake(seq, now)
+
+    def reorder(self, seq: Sequence, now: float) -> None:
+        """Its nice value or deadline changed. In the queue it starts anew in its class."""
+        if seq.state in QUEUED and not self.queue.is_preempted(seq):
+            self.queue.remove(seq)
+            self.queue.push(seq, self.tenants.get(seq.owner), now)
+
+    def hold_back(self, seq: Sequence, now: float) -> None:
+        """It is to wait for others now: out of the queue."""
+        if seq.state in QUEUED and seq.held_back:
+            self._block(seq, now)
+
+    # ------------------------------------------------------------ fork
+
+    def fork(self, parent: Sequence, child: Sequence, now: float) -> None:
+        """A new sequence with the parent's tokens. It shares what is computed, and waits for what the parent computes just now."""
+        child.page_hashes = parent.page_hashes.copy()
+        if parent.state in (SeqState.RUNNING, *QUEUED) and self._computed(parent) < len(parent.tokens) - 1:
+            parent.heirs.append(child)
+            child.heir_of = parent
+        else:
+            self._inherit(parent, child)
+        self.enter(child, now)
+
+    def bequeath(self, parent: Sequence, now: float) -> None:
+        """What its heirs waited for is computed by issued steps, or will not be computed by it."""
+        heirs, parent.heirs = parent.heirs, []
+        for child in heirs:
+            child.heir_of = None
+            if not child.page_table and not child.host_pages:
+                self._inherit(parent, child)
+            self.wake(child, now)
+
+    def _inherit(self, parent: Sequence, child: Sequence) -> None:
+        if parent.page_table:
+            self.holdings.fork(parent, child, min(self._computed(parent), len(child.tokens) - 1))
+
+    def _computed(self, seq: Sequence) -> int:
+        return int(self.rows.computed[seq.row]) if seq.row != NO_ROW else seq.kept_tokens
+
+    # ------------------------------------------------------------ helpers
+
+    def _line_up(self, seq: Sequence, now: float) -> None:
         tenant = self.tenants.get(seq.owner)
+        self.tenants.arrive(tenant)
+        seq.move(SeqState.WAITING, now)
+        seq.limited_from = tenant.limited_s(now)
+        self.queue.push(seq, tenant, now)
+
+    def leave_queue(self, seq: Sequence, now: float) -> None:
+        """It gets a row, or does not want one any more."""
+        self.queue.remove(seq)
+        tenant = self.tenants.get(seq.owner)
+        tenant.waiting -= 1
+        if seq.state is SeqState.WAITING:
+            seq.timeline.shift(tenant.limited_s(now) - seq.limited_from, Cause.QUEUE, Cause.QUOTA)
+
+    def _leave(self, seq: Sequence, now: float) -> None:
+        """Take a live sequence from where it is. It keeps its pages; its state is still to be changed."""
         if seq.state is SeqState.RUNNING:
             self._take_row(seq)
         elif seq.state is SeqState.SUSPENDED:
             del self.suspended[seq.rid]
+        elif seq.state is SeqState.BLOCKED:
+            del self.blocked[seq.rid]
         else:
-            self.queue.remove(seq)
-            tenant.waiting -= 1
-        self.holdings.release(seq, tenant)
-        seq.move(SeqState.FINISHED, now)
-        seq.reason = reason
-        if seq.deadline is not None and now > seq.deadline:
-            self.counters.deadline_misses += 1
+            self.leave_queue(seq, now)
+        self.bequeath(seq, now)
 
-    def _take_row(self, seq: Sequence) -> Tenant:
-        seq.num_pending = int(self.rows.pending[seq.row])
+    def _take_row(self, seq: Sequence) -> None:
+        row = seq.row
+        seq.num_pending = int(self.rows.pending[row])
+        seq.kept_tokens = int(self.rows.computed[row])
+        seq.job.tokens += seq.kept_tokens - int(self.rows.computed_at_start[row])
         self.freed_rows.append(self.rows.free(seq))
-        tenant = self.tenants.get(seq.owner)
-        tenant.running -= 1
-        return tenant
+        self.tenants.get(seq.owner).running -= 1
+        self._keep_computed(seq)
+
+    def _keep_computed(self, seq: Sequence) -> None:
+        if seq.page_table:
+            self.holdings.trim(seq, seq.kept_tokens)
+        if seq.page_table:
+            self.holdings.keep(seq)
+        else:
+            self.holdings.unkeep(seq)
+
+    def _fate(self, seq: Sequence) -> PageFate:
+        pages = seq.page_table
+        freed = sum(self.pool.refs[page] == 1 for page in pages) if self.host.num_pages else 0
+        return self.costs.fate(seq.kept_tokens, len(pages), freed, self.host.num_free)
 
     def live(self) -> list[Sequence]:
         """All sequences of this model that have not ended."""
-        return [*(seq for seq in self.rows.seqs if seq is not None), *self.queue, *self.suspended.values()]
+        running = (seq for seq in self.rows.seqs if seq is not None)
+        return [*running, *self.queue, *self.blocked.values(), *self.suspended.values()]
 
     def check(self) -> None:
         """Assert the invariants of the whole scheduler; O(pages + sequences)."""
-        self.pool.check()
+        live = self.live()
+        self.holdings.check(live)
         self.rows.check()
-        held = [0] * self.pool.num_pages
-        use = {tenant.name: [0, 0, 0] for tenant in self.tenants.all}
-        for seq in self.live():
-            for page in seq.page_table:
-                held[page] += 1
-            use[seq.owner][0] += len(seq.page_table)
-            use[seq.owner][1] += seq.state is SeqState.RUNNING
-            use[seq.owner][2] += seq.state in (SeqState.WAITING, SeqState.PREEMPTED)
+        use = {tenant.name: [0, 0] for tenant in self.tenants.all}
+        for seq in live:
+            use[seq.owner][0] += seq.state is SeqState.RUNNING
+            use[seq.owner][1] += seq.state in QUEUED
             assert (seq.row != NO_ROW) == (seq.state is SeqState.RUNNING)
-        assert self.pool.refs == held
+            assert seq.has_work or seq.state in (SeqState.BLOCKED, SeqState.SUSPENDED)
+            assert not (seq.held_back and seq.state in (SeqState.RUNNING, *QUEUED))
+            assert all(heir.heir_of is seq for heir in seq.heirs)
+            if not seq.generating:
+                assert seq.is_open
+                assert seq.max_len == len(seq.tokens)
         for tenant in self.tenants.all:
-            assert use[tenant.name] == [tenant.pages, tenant.running, tenant.waiting], tenant
+            assert use[tenant.name] == [tenant.running, tenant.waiting], tenant
             assert tenant.running <= tenant.limits.max_running
         for row in self.rows.order.tolist():
             running = self.rows.seqs[row]
             assert running is not None
             assert self.rows.capacity[row] == len(running.page_table) * self.page_size
-        keepers = {seq.rid for seq in self.live() if seq.row == NO_ROW and seq.page_table}
-        assert keepers == {seq.rid for seq in self.holdings.keepers()}

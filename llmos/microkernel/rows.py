@@ -12,6 +12,7 @@ Columns, in tokens from the start of the prompt unless said:
     tenant     index in the tenant table                   decoding   it got a token in this row
     throttled  its client does not read (as last seen)     known_at_start  known when it got the row
     many_stops more stop ids than columns: look at the sequence instead
+    reader     peer that gets its tokens   computed_at_start  computed when it got the row
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class RowTable:
         self.seqs: list[Sequence | None] = [None] * num_rows
         self.known, self.pending, self.computed, self.capacity = (np.zeros(num_rows, np.int64) for _ in range(4))
         self.max_len, self.min_len, self.unread, self.indexed = (np.zeros(num_rows, np.int64) for _ in range(4))
-        self.epoch, self.rid, self.prompt_len, self.gateway = (np.zeros(num_rows, np.int64) for _ in range(4))
+        self.epoch, self.rid, self.prompt_len, self.reader = (np.zeros(num_rows, np.int64) for _ in range(4))
         self.stop = np.full((num_rows, _STOP_COLUMNS), _NO_TOKEN, np.int64)
-        self.tenant, self.known_at_start = (np.zeros(num_rows, np.int64) for _ in range(2))
+        self.tenant, self.known_at_start, self.computed_at_start = (np.zeros(num_rows, np.int64) for _ in range(3))
         self.many_stops, self.decoding, self.throttled = (np.zeros(num_rows, bool) for _ in range(3))
         self.order: Ints = np.zeros(0, np.int64)
         self._free = list(range(num_rows - 1, -1, -1))
@@ -56,14 +57,13 @@ class RowTable:
         self.seqs[row] = seq
         self.known[row] = self.known_at_start[row] = len(seq.tokens)
         self.pending[row] = 0
-        self.computed[row] = num_computed
+        self.computed[row] = self.computed_at_start[row] = num_computed
         self.capacity[row] = len(seq.page_table) * page_size
         self.max_len[row] = seq.max_len
         self.min_len[row] = seq.prompt_len + seq.params.min_tokens
         self.indexed[row] = num_computed // page_size
         self.rid[row] = seq.rid
         self.prompt_len[row] = seq.prompt_len
-        self.gateway[row] = seq.gateway
         self.tenant[row] = tenant
         self.decoding[row] = self.throttled[row] = False
         self.read(seq)
@@ -87,15 +87,19 @@ class RowTable:
         return row
 
     def read(self, seq: Sequence) -> None:
-        """The client's acknowledgement moved."""
+        """The client's acknowledgement moved, or the sequence has another reader."""
         if seq.row != NO_ROW:
+            self.reader[seq.row] = seq.reader
             self.unread[seq.row] = seq.prompt_len + seq.acked + self.window
 
-    def remaining(self, rows: Ints) -> Ints:
-        """Tokens each row can compute now: 1 in decode, more in prefill, 0 when nothing further may be sampled."""
+    def remaining(self, rows: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Tokens each row can compute now, and whether it then samples: 1 in decode, more in prefill, 0 with nothing to do.
+
+        The newest token of a row that may not sample any more is not computed: nothing follows it yet.
+        """
         known = self.known[rows] + self.pending[rows]
-        # The newest token of a full-length sequence need not be computed: nothing follows it.
-        return np.where(known >= self.max_len[rows], 0, known - self.computed[rows])
+        samples: NDArray[np.bool_] = known < self.max_len[rows]
+        return known - ~samples - self.computed[rows], samples
 
     def readable(self, rows: Ints) -> NDArray[np.bool_]:
         """False where the client is too far behind to run on."""

@@ -1,24 +1,29 @@
 """A sequence: the process of llmos. Its tokens, its page table, its place in life.
 
-State table (every other transition is a bug; `move` asserts it):
+State table (every other transition is a bug; `move` asserts it). "Pages": device pages in its page table.
 
-    from        to          when                                          holds pages   holds a row
-    WAITING     RUNNING     admitted by the scheduler                     maybe -> yes  no -> yes
-    WAITING     SUSPENDED   its owner suspends it                         maybe         no
-    WAITING     FINISHED    cancelled, killed, deadline, executor lost    maybe -> no   no
-    RUNNING     PREEMPTED   the pool is full or the executor died         yes -> no     yes -> no
-    RUNNING     SUSPENDED   its owner suspends it                         yes -> maybe  yes -> no
-    RUNNING     FINISHED    stop, length, cancel, kill, failure           yes -> no     yes -> no
-    PREEMPTED   RUNNING     admitted again, recomputes                    no -> yes     no -> yes
-    PREEMPTED   SUSPENDED   its owner suspends it                         no            no
-    PREEMPTED   FINISHED    as WAITING, or its last token came            no            no
-    SUSPENDED   WAITING     its owner resumes it                          maybe         no
-    SUSPENDED   FINISHED    as PREEMPTED                                  maybe -> no   no
+    from        to          when                                               pages           row
+    WAITING     RUNNING     admitted by the scheduler                          maybe -> yes    no -> yes
+    WAITING     BLOCKED     its turn is cancelled; its prefix was all cached   maybe           no
+    RUNNING     PREEMPTED   the pool is full or the executor died              yes -> no       yes -> no
+    RUNNING     SWAPPED     as PREEMPTED, its KV was copied to host pages      yes -> no       yes -> no
+    RUNNING     BLOCKED     an open sequence has nothing more to compute       yes             yes -> no
+    PREEMPTED   RUNNING     admitted again, recomputes                         no -> yes       no -> yes
+    SWAPPED     RUNNING     admitted again, its KV is copied back              no -> yes       no -> yes
+    BLOCKED     WAITING     it got input or a turn; who it waited for is done  maybe           no
+    SUSPENDED   WAITING     its owner resumes it and it has work               maybe           no
+    SUSPENDED   BLOCKED     its owner resumes it and it has none               maybe           no
+    any live    SUSPENDED   its owner suspends it                              maybe           no
+    any live    FINISHED    stop, length, cancel, kill, close, failure         no              no
+    PREEMPTED, SWAPPED -> BLOCKED: as WAITING -> BLOCKED
 
-A sequence without a row that holds pages ("maybe") keeps them only until somebody else needs them.
+A sequence without a row that holds pages ("maybe") keeps them only until somebody else needs them; then they are swapped to the host
+or dropped.
 
-Prefill, chunked prefill, decode and resume are one rule: the tokens computed chase the tokens known. While a sequence runs, that
-accounting is kept in the row table (rows.py); what is here is valid in every state.
+A one-shot sequence has one turn: it generates and ends. An open sequence has any number: each `begin_turn` continues it by output
+whose offsets count from 0, and between turns it is BLOCKED with `max_len == len(tokens)`. Prefill, chunked prefill, decode, resume and
+the prefill of new input are one rule: the tokens computed chase the tokens known. While a sequence runs, that accounting is kept in
+the row table (rows.py); what is here is valid in every state.
 """
 
 from __future__ import annotations
@@ -27,65 +32,93 @@ from array import array
 from dataclasses import dataclass, field
 
 from llmos.codes import FinishReason, SeqState
+from llmos.microkernel.jobs import Job
 from llmos.microkernel.timeline import Cause, Timeline
-from llmos.protocol.messages import Usage
+from llmos.protocol.messages import SeqEnd, Usage
 from llmos.protocol.params import SamplingParams
 
+_LEAVES = frozenset({SeqState.SUSPENDED, SeqState.FINISHED})
 TRANSITIONS: dict[SeqState, frozenset[SeqState]] = {
-    SeqState.WAITING: frozenset({SeqState.RUNNING, SeqState.SUSPENDED, SeqState.FINISHED}),
-    SeqState.RUNNING: frozenset({SeqState.PREEMPTED, SeqState.SUSPENDED, SeqState.FINISHED}),
-    SeqState.PREEMPTED: frozenset({SeqState.RUNNING, SeqState.SUSPENDED, SeqState.FINISHED}),
-    SeqState.SUSPENDED: frozenset({SeqState.WAITING, SeqState.FINISHED}),
+    SeqState.WAITING: frozenset({SeqState.RUNNING, SeqState.BLOCKED}) | _LEAVES,
+    SeqState.RUNNING: frozenset({SeqState.PREEMPTED, SeqState.SWAPPED, SeqState.BLOCKED}) | _LEAVES,
+    SeqState.PREEMPTED: frozenset({SeqState.RUNNING, SeqState.BLOCKED}) | _LEAVES,
+    SeqState.SWAPPED: frozenset({SeqState.RUNNING, SeqState.BLOCKED, SeqState.PREEMPTED}) | _LEAVES,
+    SeqState.BLOCKED: frozenset({SeqState.WAITING}) | _LEAVES,
+    SeqState.SUSPENDED: frozenset({SeqState.WAITING, SeqState.BLOCKED, SeqState.FINISHED}),
     SeqState.FINISHED: frozenset(),
 }
+QUEUED = frozenset({SeqState.WAITING, SeqState.PREEMPTED, SeqState.SWAPPED})
 NO_ROW = -1
+NOBODY = 0  # no peer has this number
 
+# What an open sequence is given to the executor with while it only prefills: nothing is sampled.
+PREFILL_ONLY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0)
 
 _CAUSE_OF = {
     SeqState.WAITING: Cause.QUEUE,
     SeqState.RUNNING: Cause.PREFILL,  # decode begins with the first token of this stay in a row
     SeqState.PREEMPTED: Cause.PREEMPTED,
+    SeqState.SWAPPED: Cause.SWAPPED,
     SeqState.SUSPENDED: Cause.SUSPENDED,
+    SeqState.BLOCKED: Cause.BLOCKED,
     SeqState.FINISHED: Cause.FINISHED,
 }
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """See the module docstring. `gateway` is the peer that gets its tokens."""
+    """See the module docstring. `reader` is the peer that gets its tokens, or NOBODY."""
 
     rid: int
     owner: str
     model: str
-    gateway: int
-    client_request_id: str | None
+    reader: int
     tokens: array[int]
-    prompt_len: int
-    max_len: int  # prompt plus the most output tokens it may get
+    prompt_len: int  # where the output of the newest turn begins
+    max_len: int  # `prompt_len` plus the most output tokens of this turn
     params: SamplingParams
     accepted_at: float
-    stop_ids: frozenset[int] = field(init=False)
-    state: SeqState = SeqState.WAITING
+    job: Job
+    parent: int | None = None
+    is_open: bool = False
+    client_request_id: str | None = None
+    nice: int = 0
+    deadline: float | None = None  # absolute, by the same clock as `accepted_at`
+
+    state: SeqState = SeqState.BLOCKED
     reason: FinishReason | None = None
+    generating: bool = False  # a turn is under way
+    wants_prefill: bool = False  # an open sequence got input that is to be computed ahead of its next turn
+    waits_for: set[int] = field(default_factory=set)  # sequences that have to end before it may run
+    heir_of: Sequence | None = None  # it was forked from this one, which still computes what both need
+    heirs: list[Sequence] = field(default_factory=list)
+
     row: int = NO_ROW
-    page_table: list[int] = field(default_factory=list)
+    page_table: array[int] = field(default_factory=lambda: array("i"))
+    host_pages: array[int] = field(default_factory=lambda: array("i"))  # its KV, if it is swapped out
     page_hashes: list[bytes] = field(default_factory=list)  # chain over full pages of `tokens`
-    num_pending: int = (
-        0  # without a row: samples still on their way from steps that were in flight when it lost the row
-    )
+    kept_tokens: int = 0  # without a row: tokens whose KV is in `page_table` or `host_pages`
+    num_pending: int = 0  # without a row: samples on their way from steps in flight when it lost the row
+    num_void: int = 0  # how many of those are not wanted any more: the turn they belong to is over
+
+    stop_ids: frozenset[int] = field(init=False)
     cached_tokens: int = 0
     preemptions: int = 0
     suspensions: int = 0
-    kept_tokens: int = 0  # without a row: tokens whose KV is in the pages it kept
-    nice: int = 0
-    deadline: float | None = None  # absolute, by the same clock as `accepted_at`
-    acked: int = 0  # output tokens that the client has read
-    started_at: float | None = None
+    swaps: int = 0
+    forks: int = 0
+    acked: int = 0  # output tokens that the reader has read
+    limited_from: float = 0.0  # in the queue: its tenant's `limited_s` when it came
+    turn_at: float = field(init=False)
+    started_at: float | None = None  # when this turn got its first row
+    ended_at: float | None = None
+    end: SeqEnd | None = None  # of the newest turn that is over
     timeline: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
         self.stop_ids = frozenset(self.params.stop_token_ids)
-        self.timeline = Timeline(self.accepted_at)
+        self.turn_at = self.accepted_at
+        self.timeline = Timeline(self.accepted_at, Cause.BLOCKED)
 
     def move(self, state: SeqState, now: float) -> None:
         assert state in TRANSITIONS[self.state], f"sequence {self.rid}: {self.state.name} -> {state.name}"
@@ -94,22 +127,53 @@ class Sequence:
 
     @property
     def num_output(self) -> int:
-        """Committed output tokens."""
+        """Committed output tokens of the newest turn."""
         return len(self.tokens) - self.prompt_len
 
+    @property
+    def has_work(self) -> bool:
+        """Is there anything to compute?"""
+        return self.generating or self.wants_prefill
+
+    @property
+    def held_back(self) -> bool:
+        """Does it wait for other sequences?"""
+        return bool(self.waits_for) or self.heir_of is not None
+
+    def begin_turn(self, params: SamplingParams, max_output: int, reader: int, now: float) -> None:
+        """From here on it generates up to `max_output` tokens for `reader`."""
+        assert not self.generating
+        self.generating, self.wants_prefill = True, False
+        self.params = params
+        self.stop_ids = frozenset(params.stop_token_ids)
+        self.prompt_len = len(self.tokens)
+        self.max_len = self.prompt_len + max_output
+        self.reader, self.acked, self.end = reader, 0, None
+        self.turn_at, self.started_at = now, None
+
+    def end_turn(self, num_output: int) -> None:
+        """The turn is over with its first `num_output` tokens; what is still on its way does not count."""
+        assert self.generating
+        self.generating = False
+        del self.tokens[self.prompt_len + num_output :]
+        self.max_len = len(self.tokens)
+        self.deadline = None
+        self.num_void = self.num_pending
+
     def ends_with(self, token: int) -> FinishReason | None:
-        """Why the sequence ends now that `token` was appended, or None."""
+        """Why the turn ends now that `token` was appended, or None."""
         if token in self.stop_ids and self.num_output > self.params.min_tokens:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.tokens) >= self.max_len else None
 
-    def usage(self, now: float) -> Usage:
+    def usage(self, now: float, num_output: int | None = None) -> Usage:
+        """Of the newest turn; `num_output`: if not all of its tokens count."""
         started = self.started_at if self.started_at is not None else now
         return Usage(
             prompt_tokens=self.prompt_len,
             cached_tokens=self.cached_tokens,
-            output_tokens=self.num_output,
+            output_tokens=self.num_output if num_output is None else num_output,
             preemptions=self.preemptions,
-            queue_ms=(started - self.accepted_at) * 1e3,
-            total_ms=(now - self.accepted_at) * 1e3,
+            queue_ms=(started - self.turn_at) * 1e3,
+            total_ms=(now - self.turn_at) * 1e3,
         )

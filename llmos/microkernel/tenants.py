@@ -22,7 +22,7 @@ from llmos.protocol.limits import UNLIMITED
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """What a tenant may use of one model. Pages are counted once per page table that holds them."""
+    """What a tenant may use of one model. A page counts once, however many of its page tables hold it."""
 
     weight: float = 1.0
     max_pages: int = UNLIMITED
@@ -53,6 +53,8 @@ class Tenant:
     counter: float = 0.0  # virtual: tokens / weight, lifted when it comes back from idling
     index: int = 0  # its place in the table
     _rate_from: float = 0.0  # token bucket: all tokens before this moment are paid for
+    _limited_s: float = 0.0  # how long its own limits kept its waiting sequences from starting
+    _limited_since: float | None = None
 
     @property
     def idle(self) -> bool:
@@ -69,10 +71,21 @@ class Tenant:
         """True while it has computed more than its token rate allows."""
         return bool(self.limits.tokens_per_s) and self._rate_from > now
 
-    def may_start(self, pages: int, now: float) -> bool:
-        """Do its own limits allow one more running sequence with `pages` more pages?"""
-        limits = self.limits
-        return self.running < limits.max_running and self.pages + pages <= limits.max_pages and not self.over_rate(now)
+    def may_start(self, now: float) -> bool:
+        """Do its own limits, but for pages, allow one more running sequence?"""
+        return self.running < self.limits.max_running and not self.over_rate(now)
+
+    def note_limited(self, limited: bool, now: float) -> None:
+        """Its best waiting sequence was looked at: do its own limits keep it from starting?"""
+        if limited and self._limited_since is None:
+            self._limited_since = now
+        elif not limited and self._limited_since is not None:
+            self._limited_s += now - self._limited_since
+            self._limited_since = None
+
+    def limited_s(self, now: float) -> float:
+        """Seconds until `now` in which its own limits were what its waiting sequences waited for."""
+        return self._limited_s + (now - self._limited_since if self._limited_since is not None else 0.0)
 
     def lift(self, counter: float) -> None:
         """It comes back from idling: start level with the least served."""

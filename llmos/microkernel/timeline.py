@@ -18,6 +18,9 @@ class Cause(IntEnum):
     SUSPENDED = 4  # its owner's wish
     CLIENT = 5  # in a row and ready, but its client does not read
     FINISHED = 6
+    SWAPPED = 7  # its pages went to the host
+    BLOCKED = 8  # waited for input or for other sequences
+    QUOTA = 9  # waited because its tenant's own limits forbade more
 
 
 class Timeline:
@@ -25,9 +28,9 @@ class Timeline:
 
     __slots__ = ("_cause", "_since", "_spent")
 
-    def __init__(self, born: float) -> None:
+    def __init__(self, born: float, cause: Cause) -> None:
         self._spent = [0.0] * len(Cause)
-        self._cause = Cause.QUEUE
+        self._cause = cause
         self._since = born
 
     @property
@@ -39,6 +42,11 @@ class Timeline:
         self._spent[self._cause] += now - self._since
         self._cause = cause
         self._since = now
+
+    def shift(self, seconds: float, source: Cause, target: Cause) -> None:
+        """Some of the time of `source` had another cause, as it turned out."""
+        self._spent[source] -= seconds
+        self._spent[target] += seconds
 
     def spent(self, now: float) -> list[float]:
         """Seconds per cause until `now`, by `Cause`."""

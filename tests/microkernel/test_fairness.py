@@ -24,13 +24,13 @@ def set_tenant(world: World, name: str, **limits: object) -> m.Message:
 
 
 def tokens_of(world: World, name: str) -> int:
-    return world.kernel.lanes["demo"].tenants.get(name).tokens
+    return world.kernel.state.lanes["demo"].tenants.get(name).tokens
 
 
 def keep_backlog(world: World, owners: tuple[str, ...], depth: int, prompt: int, output: int) -> None:
     """Every owner has `depth` sequences waiting."""
     for owner in owners:
-        tenant = world.kernel.lanes["demo"].tenants.get(owner)
+        tenant = world.kernel.state.lanes["demo"].tenants.get(owner)
         while tenant.waiting < depth:
             world.submit([len(world.streams) % 1000] * prompt, owner=owner, max_tokens=output, seed=len(world.streams))
 
@@ -88,7 +88,7 @@ def test_a_flood_leaves_the_guarantee_of_another_tenant_untouched():
         world.submit([index, 1, 2, 3, 4, 5], owner="flood", max_tokens=30, seed=index)
     for _ in range(20):
         world.step()
-        assert world.kernel.lanes["demo"].tenants.get("flood").pages <= 20
+        assert world.kernel.state.lanes["demo"].tenants.get("flood").pages <= 20
     rid = world.submit(list(range(20)), owner="quiet", max_tokens=20, seed=77)  # 10 pages, within its guarantee
     world.run()
     assert world.streams[rid].end.usage.preemptions == 0
@@ -119,7 +119,7 @@ def test_quotas_hold_and_one_tenants_limit_does_not_block_another():
     set_tenant(world, "capped", max_running=2, max_pages=6, max_waiting=5)
     rids = [world.submit([index, 1], owner="capped", max_tokens=12, seed=index) for index in range(5)]
     free = world.submit([9], owner="other", max_tokens=12, seed=50)
-    capped = world.kernel.lanes["demo"].tenants.get("capped")
+    capped = world.kernel.state.lanes["demo"].tenants.get("capped")
     seen = 0
     while world.step():
         seen = max(seen, capped.running)

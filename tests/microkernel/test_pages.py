@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 
 import pytest
@@ -16,7 +17,7 @@ def test_pages_are_granted_in_ring_order_and_come_back_behind_the_others():
     pool = PagePool(6, lambda page: None)
     first = pool.grant(3)
     assert first == [0, 1, 2]
-    pool.release(first, last_step=1)
+    pool.release(first, after_step=1)
     assert pool.grant(2) == [3, 4]  # 0..2 are in quarantine
     pool.complete(1)
     assert pool.grant(4) == [5, 2, 1, 0]
@@ -25,7 +26,7 @@ def test_pages_are_granted_in_ring_order_and_come_back_behind_the_others():
 def test_quarantine_lasts_until_the_last_step_that_could_touch_the_page():
     pool = PagePool(2, lambda page: None)
     (page,) = pool.grant(1)
-    pool.release([page], last_step=7)
+    pool.release([page], after_step=7)
     pool.complete(6)
     assert pool.num_quarantined == 1
     pool.complete(7)
@@ -54,6 +55,20 @@ def test_a_page_in_quarantine_can_be_shared_again():
     pool.complete(3)
     assert pool.refs[page] == 1
     pool.check()
+
+
+def test_a_long_page_table_is_released_like_a_short_one():
+    """From 16 pages on the pool uses vector operations: same states, same order."""
+    for count in (15, 16, 40):
+        pool = PagePool(50, lambda page: None)
+        pages = array("i", pool.grant(count))
+        shared = pages[: count // 2]
+        pool.share_used(shared)
+        assert pool.release(pages, 1) == list(reversed(pages[count // 2 :]))
+        assert pool.release(shared, 2) == list(reversed(shared))
+        pool.complete(2)
+        assert pool.grant(50)[-count:] == [*reversed(pages[count // 2 :]), *reversed(shared)]
+        pool.check()
 
 
 def test_releasing_twice_is_our_bug():
@@ -102,9 +117,27 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        table = data.draw(st.sampled_from(self.tables))
+        shared = table[: data.draw(st.integers(1, len(table)))]
+        self.pool.share_used(array("i", shared))
+        self.tables.append(shared)
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def write_in_place(self, data: st.DataObject) -> None:
+        page = data.draw(st.sampled_from(sorted(self.known)))
+        if self.pool.refs[page] == 1:
+            self.pool.forget(page)
+            assert self.evicted[-1] == page
+            self.known.discard(page)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.tables) - 1))
-        self.pool.release(self.tables.pop(index), self.step)
+        freed = self.pool.release(array("i", self.tables.pop(index)), self.step)
+        assert set(freed) == {page for page in freed if all(page not in table for table in self.tables)}
 
     @rule()
     def issue(self) -> None:
@@ -118,7 +151,7 @@ class PoolMachine(RuleBasedStateMachine):
     def consistent(self) -> None:
         self.pool.check()
         held = Counter(page for table in self.tables for page in table)
-        assert [held[page] for page in range(12)] == self.pool.refs
+        assert [held[page] for page in range(12)] == self.pool.refs.tolist()
 
 
 TestPoolMachine = PoolMachine.TestCase

@@ -115,7 +115,7 @@ def test_prefix_cache_can_be_switched_off():
         rid = world.submit(list(range(20)), max_tokens=2)
         world.run()
     assert world.streams[rid].end.usage.cached_tokens == 0
-    assert world.kernel.lanes["demo"].status().pages_cached == 0
+    assert world.kernel.state.lanes["demo"].status().pages_cached == 0
 
 
 def test_full_pool_preempts_the_newest_and_recomputes_it_without_a_changed_token():
@@ -126,7 +126,7 @@ def test_full_pool_preempts_the_newest_and_recomputes_it_without_a_changed_token
         assert world.streams[rid].ids == world.streams[rid].expected(24)
     usages = [world.streams[rid].end.usage for rid in rids]
     assert usages[0].preemptions == 0  # the oldest is never the victim
-    assert sum(usage.preemptions for usage in usages) == world.kernel.lanes["demo"].status().preemptions > 0
+    assert sum(usage.preemptions for usage in usages) == world.kernel.state.lanes["demo"].status().preemptions > 0
 
 
 def test_one_sequence_may_fill_the_whole_pool():
@@ -170,7 +170,7 @@ def test_the_step_in_flight_when_a_sequence_stops_is_dropped():
     rid = world.submit([1, 2, 3], max_tokens=50, stop_token_ids=(stop,))
     world.run()
     assert len(world.streams[rid].ids) == 2
-    assert world.kernel.lanes["demo"].status().tokens_committed == 2
+    assert world.kernel.state.lanes["demo"].status().tokens_committed == 2
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
@@ -183,9 +183,9 @@ def test_cancel_at_any_moment_gives_one_end_and_frees_everything(steps: int):
     world.send(GATEWAY, m.SeqCancel(rid, FinishReason.CANCELLED))
     world.run()
     assert world.streams[rid].end.reason == FinishReason.CANCELLED
-    status = world.kernel.lanes["demo"].status()
+    status = world.kernel.state.lanes["demo"].status()
     assert status.pages_free + status.pages_cached == status.pages_total
-    assert (status.running, status.waiting, world.kernel.sequences) == (0, 0, {})
+    assert (status.running, status.waiting, world.kernel.state.sequences) == (0, 0, {})
 
 
 def test_stop_string_from_the_gateway_truncates_the_usage():
@@ -222,7 +222,7 @@ def test_kill_needs_the_owner():
     assert foreign == m.Error(5, ErrorCode.NOT_FOUND, f"no sequence {rid}", "rid", rid)
     assert unknown == m.Error(5, ErrorCode.NOT_FOUND, f"no sequence {rid + 1}", "rid", rid + 1)
     world.send(CONTROL, m.Kill(6, rid, "alice"))
-    assert world.replies.pop() == m.Killed(6, rid)
+    assert world.replies.pop() == m.Killed(6, (rid,))
     assert world.streams[rid].end.reason == FinishReason.KILLED
 
 
@@ -265,7 +265,7 @@ def test_an_executor_that_registers_again_gets_a_new_generation_and_recomputes()
     assert world.executor.generation == 2
     stale = old.run_one()
     world.send(Sender(world.executor_peer, "executor", "executor.demo"), stale)
-    assert world.kernel.lanes["demo"].results_dropped == 1
+    assert world.kernel.state.lanes["demo"].results_dropped == 1
     world.run()
     for rid in rids:
         assert world.streams[rid].ids == world.streams[rid].expected(30)
@@ -278,8 +278,8 @@ def test_a_repeated_result_is_dropped_and_counted():
     executor = Sender(world.executor_peer, "executor", "executor.demo")
     world.send(executor, result)
     world.send(executor, result)
-    assert world.kernel.lanes["demo"].results_dropped == 1
-    assert world.kernel.lanes["demo"].status().tokens_committed == 1
+    assert world.kernel.state.lanes["demo"].results_dropped == 1
+    assert world.kernel.state.lanes["demo"].status().tokens_committed == 1
 
 
 def test_a_row_that_fails_by_itself_ends_alone():
@@ -359,10 +359,10 @@ def test_a_gateway_that_dies_takes_only_its_own_sequences():
     rid = world.submit([1, 2, 3], max_tokens=10)
     other = Sender(2, "gateway", "other")
     world.kernel.handle(other, m.SeqSubmit(1, "demo", pack_i32([9]), params(max_tokens=10), "bob"), 0.0)
-    assert len(world.kernel.sequences) == 2
+    assert len(world.kernel.state.sequences) == 2
     world.kernel.peer_down(other.peer, 0.0)
     world.run()
-    assert world.kernel.sequences == {}
+    assert world.kernel.state.sequences == {}
     assert world.streams[rid].ids == world.streams[rid].expected(10)
 
 
@@ -379,7 +379,7 @@ def test_a_gateway_can_not_touch_another_gateways_sequence():
 def test_models_are_relayed_to_storage_and_back():
     world = make_world()
     storage = Sender(60, "storage", "storage")
-    (told,) = world.kernel.greet(storage)
+    (told,) = world.kernel.greet(storage, world.now)
     assert told.message == m.ModelState("demo", "serving")
     (asked,) = world.kernel.handle(CONTROL, m.ModelsGet(41), 0.0)
     row = m.ModelRow("demo", "/x", "d", "llama", "serving", 1)
@@ -391,8 +391,7 @@ def test_models_are_relayed_to_storage_and_back():
 
 
 def test_queue_limit_refuses_as_overloaded():
-    world = make_world(max_rows=1)
-    world.kernel.max_waiting = 2
+    world = make_world(max_rows=1, max_waiting=2)
     for _ in range(3):
         world.submit([1, 2, 3], max_tokens=50)
     world.send(GATEWAY, m.SeqSubmit(9, "demo", pack_i32([1]), params(), "a"))

@@ -11,7 +11,7 @@ import random
 import pytest
 from kernel_world import CONTROL, GATEWAY, World
 
-from llmos.codes import ErrorCode, FinishReason
+from llmos.codes import ErrorCode, FinishReason, PageFate
 from llmos.protocol import messages as m
 from llmos.protocol.limits import UNLIMITED
 
@@ -36,7 +36,7 @@ def simulate(seed: int, events: int) -> World:
 
 def _one_event(world: World, rng: random.Random, families: list[list[int]], capacity: int) -> None:
     kind = rng.random()
-    live = list(world.kernel.sequences)
+    live = list(world.kernel.state.sequences)
     if kind < 0.12 and len(live) < 40:
         prompt = rng.choice(families)[: rng.randint(1, 24)] + [rng.randrange(1000) for _ in range(rng.randint(0, 6))]
         stop = tuple(rng.randrange(1000) for _ in range(rng.choice([0, 0, 30])))
@@ -57,7 +57,7 @@ def _one_event(world: World, rng: random.Random, families: list[list[int]], capa
         rid = rng.choice(live)
         world.send(GATEWAY, m.SeqAck(rid, len(world.streams[rid].ids)))
     elif kind < 0.26 and live:
-        world.send(CONTROL, m.Suspend(1, rng.choice(live), rng.random() < 0.7))
+        world.send(CONTROL, m.Suspend(1, rng.choice(live), rng.choice(list(PageFate))))
     elif kind < 0.31 and live:
         world.send(CONTROL, m.Resume(1, rng.choice(live)))
     elif kind < 0.33 and live:
@@ -97,12 +97,12 @@ def _change_tenant(world: World, rng: random.Random) -> None:
 
 
 def _settle(world: World) -> None:
-    while world.kernel.sequences:
+    while world.kernel.state.sequences:
         world.run()
         world.now += 1.0  # token rates refill
-        for rid in list(world.kernel.sequences):
+        for rid in list(world.kernel.state.sequences):
             world.send(CONTROL, m.Resume(1, rid))
-        for rid in list(world.kernel.sequences):  # only unread streams may be left
+        for rid in list(world.kernel.state.sequences):  # only unread streams may be left
             world.send(GATEWAY, m.SeqAck(rid, len(world.streams[rid].ids)))
     world.run()
 
@@ -115,7 +115,7 @@ def test_random_life(seed: int):
         assert stream.end is not None, f"seed {seed}, rid {rid} never ended"
         if stream.end.reason == FinishReason.LENGTH and stream.params.max_tokens is not None:
             assert len(stream.ids) <= stream.params.max_tokens
-    status = world.kernel.lanes["demo"].status()
+    status = world.kernel.state.lanes["demo"].status()
     assert status.pages_free + status.pages_cached == status.pages_total, f"seed {seed}: pages leaked"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from kernel_world import CONTROL, World
 
-from llmos.codes import ErrorCode, FinishReason, SeqState
+from llmos.codes import ErrorCode, FinishReason, PageFate, SeqState
 from llmos.protocol import messages as m
 
 
@@ -16,7 +18,7 @@ def make_world(**shape: object) -> World:
 
 
 def state_of(world: World, rid: int) -> SeqState:
-    return world.kernel.sequences[rid].state
+    return world.kernel.state.sequences[rid].state
 
 
 def test_suspended_with_pages_goes_on_where_it_was():
@@ -42,9 +44,9 @@ def test_suspended_without_pages_gives_them_back_and_recomputes():
     rid = world.submit([1, 2, 3, 4, 5], max_tokens=20)
     for _ in range(6):
         world.step()
-    world.send(CONTROL, m.Suspend(1, rid, keep_pages=False))
+    world.send(CONTROL, m.Suspend(1, rid, pages=PageFate.DROP))
     world.run()
-    assert world.kernel.lanes["demo"].status().pages_free == 64
+    assert world.kernel.state.lanes["demo"].status().pages_free == 64
     world.send(CONTROL, m.Resume(2, rid))
     world.run()
     assert world.row_add(rid).num_computed == 0
@@ -61,7 +63,7 @@ def test_kept_pages_are_taken_when_somebody_else_needs_them():
     other = world.submit(list(range(20)), max_tokens=8, seed=3)
     world.run()
     assert world.streams[other].end.usage.preemptions == 0
-    assert world.kernel.sequences[sleeper].page_table == []
+    assert world.kernel.state.sequences[sleeper].page_table == array("i")
     world.send(CONTROL, m.Resume(2, sleeper))
     world.run()
     assert world.streams[sleeper].ids == world.streams[sleeper].expected(8)
@@ -89,7 +91,7 @@ def test_a_suspended_sequence_can_be_killed():
     world.send(CONTROL, m.Kill(2, rid))
     world.run()
     assert world.streams[rid].end.reason == FinishReason.KILLED
-    status = world.kernel.lanes["demo"].status()
+    status = world.kernel.state.lanes["demo"].status()
     assert status.pages_free + status.pages_cached == status.pages_total
 
 
@@ -154,7 +156,7 @@ def test_deadline_ends_who_still_waits_and_spares_who_has_begun():
     assert world.streams[runs].end.reason == FinishReason.LENGTH
     assert world.streams[waits].end.reason == FinishReason.DEADLINE
     assert world.streams[waits].ids == []
-    assert world.kernel.lanes["demo"].scheduler.counters.deadline_misses == 2
+    assert world.kernel.state.lanes["demo"].scheduler.counters.deadline_misses == 2
 
 
 def test_earlier_deadline_first_within_a_tenant():
@@ -171,8 +173,7 @@ def test_a_deadline_that_can_not_be_met_is_refused():
     world = make_world()
     world.submit([1], max_tokens=5)
     world.run()
-    lane = world.kernel.lanes["demo"]
-    lane.step_s = 0.01  # as measured: 10 ms a step
+    world.kernel.state.lanes["demo"].scheduler.residents.costs.step_s = 0.01  # as measured: 10 ms a step
     with pytest.raises(AssertionError, match="deadline_ms"):
         world.submit([1], max_tokens=100, deadline_ms=500.0)
     world.submit([1], max_tokens=100, deadline_ms=5000.0)
@@ -204,7 +205,8 @@ def test_explain_adds_up_to_the_age():
 
 
 @pytest.mark.parametrize(
-    "verb", [m.Nice(7, 1, 0, "bob"), m.Suspend(7, 1, True, "bob"), m.Resume(7, 1, "bob"), m.Explain(7, 1, "bob")]
+    "verb",
+    [m.Nice(7, 1, 0, "bob"), m.Suspend(7, 1, PageFate.KEEP, "bob"), m.Resume(7, 1, "bob"), m.Explain(7, 1, "bob")],
 )
 def test_a_foreign_sequence_answers_like_an_unknown_one(verb):
     world = make_world()

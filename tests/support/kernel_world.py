@@ -12,9 +12,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llmos.codes import FinishReason
-from llmos.microkernel.kernel import Kernel, Sender
-from llmos.microkernel.limits import SchedulerLimits
+from llmos.microkernel.kernel import Kernel
+from llmos.microkernel.limits import KernelLimits, SchedulerLimits
 from llmos.microkernel.outbox import Send
+from llmos.microkernel.sender import Sender
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, encode, pack_i32, unpack_i32, unpack_i64
 from llmos.protocol.params import SamplingParams
@@ -23,6 +24,7 @@ VOCAB = 1000
 GATEWAY = Sender(1, "gateway", "gateway")
 CONTROL = Sender(3, "gateway", "gateway")
 SUPERVISOR = Sender(4, "supervisor", "supervisor")
+STORAGE = Sender(5, "storage", "storage")
 _to_kernel = Schema(m.ToKernel)
 _from_kernel = Schema(m.FromKernel)
 
@@ -49,13 +51,15 @@ class Row:
 
 
 class FakeExecutor:
-    """Executes plans in order; `kv[page, slot]` is the (token, salt of the prefix) that was written there."""
+    """Executes plans in order; `kv[page, slot]` is a hash of all tokens up to the one that was written there."""
 
     def __init__(self, world: World, generation: int, num_pages: int, page_size: int) -> None:
         self.world = world
         self.generation = generation
         self.page_size = page_size
         self.kv: dict[tuple[int, int], bytes] = {}
+        self.host: dict[tuple[int, int], bytes] = {}
+        self.pages_copied = 0
         self.rows: dict[int, Row] = {}
         self.decode: list[int] = []
         self.inbox: deque[m.StepPlan] = deque()
@@ -66,6 +70,7 @@ class FakeExecutor:
         plan = self.inbox.popleft()
         for row in unpack_i32(plan.row_frees):
             del self.rows[row]
+        self._copy(plan)
         for add in plan.row_adds:
             assert add.row not in self.rows, f"row {add.row} added twice"
             assert add.params.seed is not None
@@ -89,6 +94,24 @@ class FakeExecutor:
             if sample:
                 self._sample(row, samples, failed)
         return m.StepResult(self.generation, plan.step, pack_i32(samples), (), pack_i32(failed), 10, 0)
+
+    def _copy(self, plan: m.StepPlan) -> None:
+        """Page contents, in the order of the contract; within one kind all reads come before all writes."""
+        for blob, source, target in (
+            (plan.swap_out, self.kv, self.host),
+            (plan.swap_in, self.host, self.kv),
+            (plan.copies, self.kv, self.kv),
+        ):
+            ids = unpack_i32(blob)
+            pairs = list(zip(ids[0::2], ids[1::2]))
+            assert len({to for _, to in pairs}) == len(pairs), "two copies into one page"
+            slots = range(self.page_size)
+            contents = [(to, slot, source.get((page, slot))) for page, to in pairs for slot in slots]
+            for to, slot, content in contents:
+                target.pop((to, slot), None)
+                if content is not None:
+                    target[to, slot] = content
+            self.pages_copied += len(pairs)
 
     def _compute(self, row: Row, start: int, length: int) -> None:
         if row.failed:
@@ -138,10 +161,13 @@ class Stream:
     params: SamplingParams
     ids: list[int] = field(default_factory=list)
     end: m.SeqEnd | None = None
+    inherited: int = 0  # a fork's first tokens were sampled with its parent's seed
 
     def expected(self, count: int) -> list[int]:
+        """What the output must be; `count` tokens."""
         assert self.params.seed is not None
-        return [token_at(self.params.seed, len(self.prompt) + i) for i in range(count)]
+        own = range(self.inherited, count)
+        return self.ids[: self.inherited] + [token_at(self.params.seed, len(self.prompt) + i) for i in own]
 
 
 class World:
@@ -150,11 +176,19 @@ class World:
     def __init__(
         self, num_pages: int = 64, page_size: int = 4, *, max_rows: int = 8, max_step_tokens: int = 32,
         steps_in_flight: int = 2, prefix_cache: bool = True, window: int = 10**6, max_context: int = 4096,
-        ageing_s: float = 30.0,
+        ageing_s: float = 30.0, host_pages: int = 0, swap_us: float = 1.0, max_waiting: int = 1000,
+        policy: str = "fair", share_prefixes: bool = False, retention_s: float = 600.0, idle_timeout_s: float = 3600.0,
+        target_step_s: float = 0.0,
     ) -> None:  # fmt: skip
-        limits = SchedulerLimits(max_rows, max_step_tokens, steps_in_flight, window, prefix_cache, ageing_s)
+        scheduling = SchedulerLimits(
+            max_rows=max_rows, max_step_tokens=max_step_tokens, steps_in_flight=steps_in_flight,
+            client_window_tokens=window, prefix_cache=prefix_cache, share_prefixes=share_prefixes, policy=policy,
+            ageing_s=ageing_s, target_step_s=target_step_s,
+        )  # fmt: skip
         self.now = 0.0
-        self.kernel = Kernel(limits, 1000, ("demo",), lambda: 99, self.now)
+        self.limits = KernelLimits(max_waiting, retention_s, idle_timeout_s)
+        self.kernel = Kernel(self.limits, scheduling, ("demo",), 1, self.now)
+        self.host_shape = (host_pages, swap_us)
         self.streams: dict[int, Stream] = {}
         self.replies: list[m.Message] = []
         self.executor: FakeExecutor | None = None
@@ -168,8 +202,9 @@ class World:
         self.executor_peer += 1
         num_pages, page_size, max_rows, max_step_tokens, max_context = self.shape
         ready = m.ExecutorReady(
-            "demo", num_pages, page_size, max_rows, max_step_tokens, max_context, VOCAB, "float32", "fake"
-        )
+            "demo", num_pages, page_size, max_rows, max_step_tokens, max_context, VOCAB, "float32", "fake",
+            *self.host_shape,
+        )  # fmt: skip
         self.send(self._executor_sender(), ready)
 
     def row_add(self, rid: int) -> m.RowAdd:
@@ -187,16 +222,83 @@ class World:
         owner: str = "alice",
         nice: int = 0,
         deadline_ms: float | None = None,
+        parent: int | None = None,
+        after: tuple[int, ...] = (),
         **sampling: object,
     ) -> int:
         """Submit and return the rid; raises AssertionError if it was refused."""
         self._req += 1
         stream = Stream(prompt, params(**sampling))
         self._pending_submits[self._req] = stream
-        message = m.SeqSubmit(self._req, "demo", pack_i32(prompt), stream.params, owner, None, nice, deadline_ms)
+        message = m.SeqSubmit(
+            self._req, "demo", pack_i32(prompt), stream.params, owner, None, nice, deadline_ms, parent, after
+        )
         self.send(GATEWAY, message)
         assert self._req not in self._pending_submits, f"refused: {self.replies[-1]}"
         return max(self.streams)
+
+    def spawn(self, prompt: list[int], *, owner: str = "alice", **options: object) -> int:
+        """An open sequence; raises AssertionError if it was refused."""
+        self._req += 1
+        self._pending_submits[self._req] = Stream(prompt, params())
+        self.send(GATEWAY, m.SeqSpawn(self._req, "demo", pack_i32(prompt), owner, **options))
+        assert self._req not in self._pending_submits, f"refused: {self.replies[-1]}"
+        return max(self.streams)
+
+    def append(self, rid: int, tokens: list[int]) -> None:
+        """More input for an open sequence; raises AssertionError if it was refused."""
+        answer = self.ask(m.SeqAppend(self._next(), rid, "demo", pack_i32(tokens)), GATEWAY)
+        assert isinstance(answer, m.SeqAppended), answer
+        stream = self.streams[rid]
+        stream.prompt, stream.ids = [*stream.prompt, *stream.ids, *tokens], []
+        assert answer.num_tokens == len(stream.prompt)
+
+    def continue_(self, rid: int, *, deadline_ms: float | None = None, **sampling: object) -> None:
+        """A turn of an open sequence; raises AssertionError if it was refused."""
+        chosen = params(**sampling)
+        stream = self.streams[rid]
+        before = stream.prompt, stream.ids, stream.end, stream.params
+        stream.prompt, stream.ids, stream.end, stream.params = [*stream.prompt, *stream.ids], [], None, chosen
+        answer = self.ask(m.SeqContinue(self._next(), rid, "demo", chosen, deadline_ms), GATEWAY)
+        if not isinstance(answer, m.SeqAttached):
+            stream.prompt, stream.ids, stream.end, stream.params = before
+        assert isinstance(answer, m.SeqAttached), answer
+        assert answer.prompt_tokens == len(stream.prompt)
+
+    def fork(self, rid: int, count: int = 1) -> tuple[int, ...]:
+        """Children of a live sequence; what they got so far is what the parent got. They have no reader yet."""
+        answer = self.ask(m.Fork(self._next(), rid, count))
+        assert isinstance(answer, m.Forked), answer
+        for child in answer.rids:
+            seq, parent = self.kernel.state.sequences[child], self.streams[rid]
+            output = list(seq.tokens[seq.prompt_len :])
+            prompt = list(seq.tokens[: seq.prompt_len])
+            self.streams[child] = Stream(prompt, seq.params, output, inherited=len(output))
+            assert output == parent.ids[: len(output)] or not seq.generating
+        return answer.rids
+
+    def attach(self, rid: int) -> None:
+        """Read a sequence from the start of its output."""
+        answer = self.ask(m.SeqAttach(self._next(), rid), GATEWAY)
+        assert isinstance(answer, m.SeqAttached), answer
+        stream = self.streams[rid]
+        ids = list(unpack_i32(answer.output))
+        assert ids[: len(stream.ids)] == stream.ids
+        stream.ids = ids
+        if answer.end is not None:
+            stream.end = answer.end
+
+    def ask(self, message: m.Message, sender: Sender = CONTROL) -> m.Message:
+        """The answer to a request."""
+        count = len(self.replies)
+        self.send(sender, message)
+        answers = [reply for reply in self.replies[count:] if getattr(reply, "req", None) == message.req]
+        assert len(answers) == 1, f"{message}: {answers}"
+        return answers[0]
+
+    def _next(self) -> int:
+        self._req += 1
+        return self._req
 
     def send(self, sender: Sender, message: m.Message) -> None:
         """A message on its way into the kernel passes the codec, like on a wire."""

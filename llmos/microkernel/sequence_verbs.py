@@ -1,0 +1,220 @@
+"""What gateways ask for sequences: submit, spawn, append, continue, attach, and how streams end. One function per message."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from llmos.codes import FinishReason
+from llmos.errors import InvalidRequest, WrongState
+from llmos.microkernel import admission
+from llmos.microkernel.scheduler import Scheduler
+from llmos.microkernel.sender import Sender
+from llmos.microkernel.sequence import NOBODY, PREFILL_ONLY, Sequence
+from llmos.microkernel.state import State
+from llmos.microkernel.verb_table import VerbTable
+from llmos.protocol import checks
+from llmos.protocol import messages as m
+from llmos.protocol.codec import pack_i32, unpack_i32
+from llmos.protocol.params import SamplingParams
+
+VERBS = VerbTable()
+
+
+@VERBS.handles(m.SeqSubmit)
+def submit(state: State, sender: Sender, message: m.SeqSubmit, now: float) -> None:
+    """A one-shot sequence."""
+    lane = state.lane(message.model)
+    scheduler, executor = lane.up()
+    tokens = unpack_i32(message.prompt)
+    admission.check_prompt(tokens, executor.vocab_size)
+    checks.check_nice(message.nice)
+    checks.check_after(message.after)
+    tenant = lane.tenants.get(message.owner)
+    params = _complete(state, message.params)
+    room = admission.longest_output(len(tokens), params, executor, lane.pages_for(tenant))
+    admission.check_queue(len(scheduler.queue), state.limits.max_waiting)
+    admission.check_tenant_queue(tenant)
+    admission.check_deadline(message.deadline_ms, scheduler.least_time(len(tokens), room))
+    predecessors = state.predecessors(message.after, message.owner)
+    rid = state.next_rid()
+    seq = Sequence(
+        rid=rid,
+        owner=message.owner,
+        model=message.model,
+        reader=sender.peer,
+        tokens=tokens,
+        prompt_len=len(tokens),
+        max_len=len(tokens) + room,
+        params=params,
+        accepted_at=now,
+        job=state.job_for(rid, message.owner, message.parent),
+        parent=message.parent,
+        client_request_id=message.client_request_id,
+        nice=message.nice,
+        deadline=_moment(message.deadline_ms, now),
+        generating=True,
+    )
+    state.enter(seq, scheduler, predecessors, now)
+    state.outbox.send(sender.peer, m.SeqAccepted(message.req, rid))
+
+
+@VERBS.handles(m.SeqSpawn)
+def spawn(state: State, sender: Sender, message: m.SeqSpawn, now: float) -> None:
+    """An open sequence."""
+    lane = state.lane(message.model)
+    scheduler, executor = lane.up()
+    tokens = unpack_i32(message.prompt)
+    checks.check_nice(message.nice)
+    checks.check_after(message.after)
+    tenant = lane.tenants.get(message.owner)
+    if tokens:
+        admission.check_prompt(tokens, executor.vocab_size)
+        admission.check_length(len(tokens), executor, lane.pages_for(tenant))
+    admission.check_queue(len(scheduler.queue), state.limits.max_waiting)
+    admission.check_tenant_queue(tenant)
+    predecessors = state.predecessors(message.after, message.owner)
+    rid = state.next_rid()
+    seq = Sequence(
+        rid=rid,
+        owner=message.owner,
+        model=message.model,
+        reader=NOBODY,
+        tokens=tokens,
+        prompt_len=len(tokens),
+        max_len=len(tokens),
+        params=PREFILL_ONLY,
+        accepted_at=now,
+        job=state.job_for(rid, message.owner, message.parent),
+        parent=message.parent,
+        client_request_id=message.client_request_id,
+        nice=message.nice,
+        is_open=True,
+        wants_prefill=len(tokens) > 1,
+    )
+    state.enter(seq, scheduler, predecessors, now)
+    state.outbox.send(sender.peer, m.SeqAccepted(message.req, rid))
+
+
+@VERBS.handles(m.SeqAppend)
+def append(state: State, sender: Sender, message: m.SeqAppend, now: float) -> None:
+    """More input for an open sequence at rest; it is computed ahead of the next turn."""
+    seq, scheduler = _at_rest(state, message.rid, message.owner, message.model)
+    lane = state.lane(seq.model)
+    _, executor = lane.up()
+    tokens = unpack_i32(message.tokens)
+    admission.check_prompt(tokens, executor.vocab_size, field="tokens")
+    pages = lane.pages_for(lane.tenants.get(seq.owner))
+    admission.check_length(len(seq.tokens) + len(tokens), executor, pages, field="tokens")
+    scheduler.residents.rest(seq, now)
+    seq.tokens.extend(tokens)
+    seq.prompt_len = seq.max_len = len(seq.tokens)
+    seq.end, seq.wants_prefill = None, len(seq.tokens) > 1
+    scheduler.residents.wake(seq, now)
+    state.touch(seq, now)
+    state.outbox.send(sender.peer, m.SeqAppended(message.req, seq.rid, len(seq.tokens)))
+
+
+@VERBS.handles(m.SeqContinue)
+def continue_(state: State, sender: Sender, message: m.SeqContinue, now: float) -> None:
+    """An open sequence at rest begins a turn, and the sender reads."""
+    seq, scheduler = _at_rest(state, message.rid, message.owner, message.model)
+    if not seq.tokens:
+        raise WrongState(f"sequence {seq.rid} has no tokens to go on from", field="rid", rid=seq.rid)
+    lane = state.lane(seq.model)
+    _, executor = lane.up()
+    tenant = lane.tenants.get(seq.owner)
+    params = _complete(state, message.params)
+    room = admission.longest_output(len(seq.tokens), params, executor, lane.pages_for(tenant), field="rid")
+    admission.check_queue(len(scheduler.queue), state.limits.max_waiting)
+    admission.check_tenant_queue(tenant)
+    admission.check_deadline(message.deadline_ms, scheduler.least_time(len(seq.tokens) - seq.kept_tokens, room))
+    scheduler.residents.rest(seq, now)
+    seq.begin_turn(params, room, sender.peer, now)
+    seq.deadline = _moment(message.deadline_ms, now)
+    state.note_deadline(seq)
+    scheduler.residents.wake(seq, now)
+    state.touch(seq, now)
+    attached = m.SeqAttached(message.req, seq.rid, seq.model, seq.prompt_len, params, b"")
+    state.outbox.send(sender.peer, attached)
+
+
+@VERBS.handles(m.SeqAttach)
+def attach(state: State, sender: Sender, message: m.SeqAttach, now: float) -> None:
+    """The sender reads a sequence from now on, and gets its output so far."""
+    seq = state.known(message.rid, message.owner)
+    if seq.generating:
+        state.read_by(seq, sender.peer)
+    elif seq.end is None:
+        raise WrongState(f"sequence {seq.rid} has no output yet", field="rid", rid=seq.rid)
+    params = None if seq.params is PREFILL_ONLY else seq.params
+    output = pack_i32(seq.tokens[seq.prompt_len :])
+    end = None if seq.generating else seq.end
+    attached = m.SeqAttached(message.req, seq.rid, seq.model, seq.prompt_len, params, output, end)
+    state.outbox.send(sender.peer, attached)
+
+
+@VERBS.handles(m.SeqDetach)
+def detach(state: State, sender: Sender, message: m.SeqDetach, now: float) -> None:
+    """The sender does not read any more; the sequence goes on. Idempotent."""
+    seq = _read_by(state, message.rid, sender)
+    if seq is not None:
+        state.read_by(seq, NOBODY)
+
+
+@VERBS.handles(m.SeqCancel)
+def cancel(state: State, sender: Sender, message: m.SeqCancel, now: float) -> None:
+    """Idempotent: it may have ended meanwhile."""
+    if message.reason not in (FinishReason.CANCELLED, FinishReason.TOKENIZER_FAILED):
+        raise InvalidRequest(f"reason {message.reason} is not for gateways", field="reason")
+    seq = _read_by(state, message.rid, sender)
+    if seq is not None:
+        state.end_output(seq, FinishReason(message.reason), now)
+
+
+@VERBS.handles(m.SeqFinish)
+def stop_string(state: State, sender: Sender, message: m.SeqFinish, now: float) -> None:
+    """The text ends before output token `upto`."""
+    seq = _read_by(state, message.rid, sender)
+    if seq is None:
+        return
+    if not 0 <= message.upto <= seq.num_output:
+        raise InvalidRequest(f"upto {message.upto} is outside [0, {seq.num_output}]", field="upto", rid=seq.rid)
+    state.end_output(seq, FinishReason.STOP, now, message.upto)
+
+
+@VERBS.handles(m.SeqAck)
+def ack(state: State, sender: Sender, message: m.SeqAck, now: float) -> None:
+    """The client has read output below `upto`."""
+    seq = _read_by(state, message.rid, sender)
+    scheduler = state.lanes[seq.model].scheduler if seq is not None else None
+    if seq is not None and scheduler is not None:
+        seq.acked = max(seq.acked, min(message.upto, seq.num_output))
+        scheduler.rows.read(seq)
+
+
+def _complete(state: State, params: SamplingParams) -> SamplingParams:
+    """Checked sampling parameters with a seed."""
+    admission.check_params(params)
+    return params if params.seed is not None else structs.replace(params, seed=state.draw_seed())
+
+
+def _moment(deadline_ms: float | None, now: float) -> float | None:
+    return None if deadline_ms is None else now + deadline_ms / 1e3
+
+
+def _at_rest(state: State, rid: int, owner: str | None, model: str) -> tuple[Sequence, Scheduler]:
+    """An open sequence of `model` that does not generate."""
+    seq, scheduler = state.live(rid, owner)
+    if not seq.is_open:
+        raise WrongState(f"sequence {rid} is not open: it ends with its output", field="rid", rid=rid)
+    if seq.generating:
+        raise WrongState(f"sequence {rid} is generating", field="rid", rid=rid)
+    if seq.model != model:
+        raise InvalidRequest(f"sequence {rid} is of model {seq.model!r}, not {model!r}", field="model", rid=rid)
+    return seq, scheduler
+
+
+def _read_by(state: State, rid: int, sender: Sender) -> Sequence | None:
+    """A live sequence that generates for this sender; anything else is late news."""
+    seq = state.sequences.get(rid)
+    return seq if seq is not None and seq.generating and seq.reader == sender.peer else None

@@ -1,0 +1,120 @@
+"""What executors, storage and the supervisor say. One function per message."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from llmos.codes import FinishReason, SeqState
+from llmos.errors import InvalidRequest, Unavailable
+from llmos.microkernel.sender import Sender
+from llmos.microkernel.sequence import NOBODY
+from llmos.microkernel.state import State
+from llmos.microkernel.tenants import TenantLimits
+from llmos.microkernel.verb_table import VerbTable
+from llmos.protocol import messages as m
+
+EXECUTOR_VERBS = VerbTable()
+STORAGE_VERBS = VerbTable()
+SUPERVISOR_VERBS = VerbTable()
+
+
+@EXECUTOR_VERBS.handles(m.ExecutorReady)
+def executor_ready(state: State, sender: Sender, message: m.ExecutorReady, now: float) -> None:
+    counts = (message.num_pages, message.page_size, message.max_rows, message.max_step_tokens, message.vocab_size)
+    if min(counts) < 1 or min(message.host_pages, message.swap_us) < 0:
+        text = "an executor needs at least one page, row, token and vocabulary entry, and no negative host pages"
+        raise InvalidRequest(text, field="num_pages")
+    lane = state.lane_for(message.model)
+    lane.attach(sender.peer, message, now)
+    state.outbox.send(sender.peer, m.ExecutorWelcome(lane.generation))
+    _tell_storage(state, lane.model, "serving")
+
+
+@EXECUTOR_VERBS.handles(m.StepResult)
+def step_result(state: State, sender: Sender, message: m.StepResult, now: float) -> None:
+    lane = next((lane for lane in state.lanes.values() if lane.executor == sender.peer), None)
+    outcome = lane.take(message, now) if lane is not None else None
+    if outcome is None:
+        return
+    state.outbox.tokens(outcome, message.logprobs)
+    for seq, reason in outcome.ended:
+        state.end_output(seq, reason, now, drop=reason is FinishReason.NUMERICAL_ERROR)
+
+
+@STORAGE_VERBS.handles(m.ModelsReply)
+def models_reply(state: State, sender: Sender, message: m.ModelsReply, now: float) -> None:
+    asked = state.relayed.pop(message.req, None)
+    if asked is not None:
+        state.outbox.send(asked[0], m.ModelsReply(asked[1], message.models))
+
+
+@STORAGE_VERBS.handles(m.TenantsStored)
+def tenants_stored(state: State, sender: Sender, message: m.TenantsStored, now: float) -> None:
+    """Limits of earlier lives. What was set in this life is newer: storage is told."""
+    stored = {row.tenant: _limits(row) for row in message.tenants}
+    for name, limits in state.tenant_limits.items():
+        if stored.get(name) != limits:
+            _store(state, name, limits)
+    state.tenant_limits = stored | state.tenant_limits
+    for lane in state.lanes.values():
+        lane.tenants.refresh()
+
+
+def set_tenant(state: State, name: str, limits: TenantLimits) -> None:
+    """New limits hold from now on, and are stored if storage is there; else when it comes."""
+    state.tenant_limits[name] = limits
+    for lane in state.lanes.values():
+        lane.tenants.get(name)
+        lane.tenants.refresh()
+    if state.storage != NOBODY:
+        _store(state, name, limits)
+
+
+def storage_came(state: State, sender: Sender) -> None:
+    """Storage is remembered, and told what is being served."""
+    state.storage = sender.peer
+    for lane in state.lanes.values():
+        if lane.ready:
+            _tell_storage(state, lane.model, "serving")
+
+
+@SUPERVISOR_VERBS.handles(m.ServiceReport)
+def service_report(state: State, sender: Sender, message: m.ServiceReport, now: float) -> None:
+    state.services = message.services
+
+
+@SUPERVISOR_VERBS.handles(m.ServiceDown)
+def service_down(state: State, sender: Sender, message: m.ServiceDown, now: float) -> None:
+    if message.role == "executor":
+        _executor_down(state, message.name.removeprefix("executor."), now)
+    elif message.role == "storage":
+        state.storage = NOBODY
+        error = Unavailable("the storage service died")
+        for peer, req in state.relayed.values():
+            state.outbox.send(peer, m.Error(req, int(error.code), error.message))
+        state.relayed.clear()
+
+
+def _executor_down(state: State, model: str, now: float) -> None:
+    lane = state.lanes.get(model)
+    if lane is None:
+        return
+    for seq in lane.detach(now):
+        seq.move(SeqState.FINISHED, now)
+        state.close_record(seq, FinishReason.EXECUTOR_LOST, now)
+    _tell_storage(state, model, "failed")
+
+
+def _tell_storage(state: State, model: str, word: str) -> None:
+    if state.storage != NOBODY:
+        state.outbox.send(state.storage, m.ModelState(model, word))
+
+
+def _store(state: State, name: str, limits: TenantLimits) -> None:
+    state.outbox.send(state.storage, m.TenantStore(m.TenantLimitsRow(name, **asdict(limits))))
+
+
+def _limits(row: m.TenantLimitsRow) -> TenantLimits:
+    return TenantLimits(
+        row.weight, row.max_pages, row.guaranteed_pages, row.max_running, row.max_waiting, row.tokens_per_s
+    )

@@ -1,0 +1,262 @@
+"""What the microkernel knows, and the few operations through which all verbs change it.
+
+Sequences are live (in exactly one lane) or ended; ended ones keep their record for a retention time, bounded in number and tokens, so
+that a client can still collect. Invariants: a sequence ends once; its reader gets exactly one end per turn; who waits for a sequence
+(`Wait`, `after`) hears of its end in the same event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from heapq import heappush
+
+from llmos.codes import FinishReason
+from llmos.errors import NotFound, WrongState
+from llmos.microkernel.expiry import Expiry
+from llmos.microkernel.jobs import Job, JobTable, ended_well
+from llmos.microkernel.lane import Lane
+from llmos.microkernel.limits import KernelLimits, SchedulerLimits
+from llmos.microkernel.outbox import Outbox
+from llmos.microkernel.scheduler import Scheduler
+from llmos.microkernel.sequence import NOBODY, Sequence
+from llmos.microkernel.tenants import TenantLimits
+from llmos.protocol import messages as m
+
+_MAX_RECORDS = 100_000  # of ended sequences
+_MAX_RECORD_TOKENS = 50_000_000  # 200 MB
+
+
+class State:
+    """See the module docstring. `seed_root`: where the seeds of sequences that bring none come from."""
+
+    def __init__(
+        self, limits: KernelLimits, scheduling: SchedulerLimits, models: Iterable[str], seed_root: int, now: float
+    ) -> None:
+        self.limits = limits
+        self.scheduling = scheduling
+        self.started_at = now
+        self.tenant_limits: dict[str, TenantLimits] = {}
+        self.lanes: dict[str, Lane] = {}
+        for model in models:
+            self.lane_for(model)
+        self.sequences: dict[int, Sequence] = {}  # live
+        self.ended: dict[int, Sequence] = {}  # records, oldest first
+        self.jobs = JobTable()
+        self.services: tuple[m.ServiceStatus, ...] = ()
+        self.storage = NOBODY
+        self.outbox = Outbox()
+        self.deadlines: list[tuple[float, int]] = []  # heap; entries that no longer hold stay until they surface
+        self._ended_tokens = 0
+        self._record_age = Expiry()
+        self._idle = Expiry()  # open sequences
+        self._waiters: dict[int, list[tuple[int, int]]] = {}  # rid -> (peer, its req)
+        self.relayed: dict[int, tuple[int, int]] = {}  # our request to storage -> (asking peer, its req)
+        self._relays = 0
+        self._followers: list[tuple[Sequence, bool]] = []
+        self._rids = 0
+        self._seed_root = seed_root
+        self._seeds = 0
+
+    # ------------------------------------------------------------ looking up
+
+    def live(self, rid: int, owner: str | None) -> tuple[Sequence, Scheduler]:
+        """A live sequence that `owner` (None: anybody) may touch, and its scheduler. A foreign one is answered like an unknown one."""
+        seq = self.known(rid, owner)
+        if seq.reason is not None:
+            raise WrongState(f"sequence {rid} has ended ({seq.reason.name.lower()})", field="rid", rid=rid)
+        scheduler = self.lanes[seq.model].scheduler
+        assert scheduler is not None, "sequences live only in lanes that are up"
+        return seq, scheduler
+
+    def known(self, rid: int, owner: str | None, field: str = "rid") -> Sequence:
+        """A sequence, live or ended."""
+        seq = self.sequences.get(rid) or self.ended.get(rid)
+        if seq is None or owner not in (None, seq.owner):
+            raise NotFound(f"no sequence {rid}", field=field, rid=rid)
+        return seq
+
+    def lane(self, model: str) -> Lane:
+        lane = self.lanes.get(model)
+        if lane is None:
+            raise NotFound(f"no model {model!r}; served: {', '.join(sorted(self.lanes))}", field="model")
+        return lane
+
+    def lane_for(self, model: str) -> Lane:
+        """The lane of a model, made if it is new."""
+        lane = self.lanes.get(model)
+        if lane is None:
+            lane = self.lanes[model] = Lane(model, self.scheduling, self.limits_of)
+        return lane
+
+    def limits_of(self, tenant: str) -> TenantLimits:
+        return self.tenant_limits.get(tenant) or TenantLimits()
+
+    def relay(self, peer: int, req: int) -> int:
+        """Our own number for a request that storage answers."""
+        self._relays += 1
+        self.relayed[self._relays] = (peer, req)
+        return self._relays
+
+    # ------------------------------------------------------------ life
+
+    def next_rid(self) -> int:
+        self._rids += 1
+        return self._rids
+
+    def draw_seed(self) -> int:
+        """63 bits that nobody can tell from the ones before."""
+        self._seeds += 1
+        digest = blake2b(self._seeds.to_bytes(8, "little"), key=self._seed_root.to_bytes(16, "little"), digest_size=8)
+        return int.from_bytes(digest.digest(), "little") >> 1
+
+    def job_for(self, rid: int, owner: str, parent: int | None) -> Job:
+        """The parent's job, or one of its own. Raises `NotFound` naming `parent`."""
+        return Job(rid, owner) if parent is None else self.known(parent, owner, "parent").job
+
+    def predecessors(self, rids: tuple[int, ...], owner: str | None) -> list[Sequence]:
+        """The live ones of those that a sequence is to wait for. Raises `NotFound`, or `WrongState` if one ended badly."""
+        found = [self.known(rid, owner, "after") for rid in rids]
+        for seq in found:
+            if seq.reason is not None and not ended_well(seq.reason):
+                text = f"after: sequence {seq.rid} has ended with {seq.reason.name.lower()}"
+                raise WrongState(text, field="after", rid=seq.rid)
+        return [seq for seq in found if seq.reason is None]
+
+    def enter(self, seq: Sequence, scheduler: Scheduler, predecessors: list[Sequence], now: float) -> None:
+        """A new sequence begins its life."""
+        self._register(seq, predecessors, now)
+        scheduler.residents.enter(seq, now)
+
+    def enter_fork(self, seq: Sequence, parent: Sequence, scheduler: Scheduler, now: float) -> None:
+        """A new sequence begins as a copy of a live one."""
+        self._register(seq, [self.sequences[rid] for rid in parent.waits_for], now)
+        scheduler.residents.fork(parent, seq, now)
+
+    def _register(self, seq: Sequence, predecessors: list[Sequence], now: float) -> None:
+        self.sequences[seq.rid] = seq
+        self.jobs.enter(seq)
+        self.jobs.hold(seq, predecessors)
+        self.note_deadline(seq)
+        self.touch(seq, now)
+
+    def note_deadline(self, seq: Sequence) -> None:
+        if seq.deadline is not None:
+            heappush(self.deadlines, (seq.deadline, seq.rid))
+
+    def touch(self, seq: Sequence, now: float) -> None:
+        """Somebody used an open sequence."""
+        if seq.is_open:
+            self._idle.touch(seq.rid, now)
+
+    def read_by(self, seq: Sequence, reader: int) -> None:
+        """The sequence's tokens go to `reader` from now on; whoever read it before is told."""
+        if seq.reader not in (NOBODY, reader):
+            self.outbox.send(seq.reader, m.SeqReplaced(seq.rid))
+        seq.reader = reader
+        scheduler = self.lanes[seq.model].scheduler
+        if scheduler is not None:
+            scheduler.rows.read(seq)
+
+    def wait(self, seq: Sequence, peer: int, req: int) -> None:
+        """Answer `peer` when the sequence ends."""
+        if seq.reason is not None:
+            self.outbox.send(peer, _waited(req, seq))
+        else:
+            self._waiters.setdefault(seq.rid, []).append((peer, req))
+
+    def end_output(
+        self, seq: Sequence, reason: FinishReason, now: float, num_output: int | None = None, *, drop: bool = False
+    ) -> None:
+        """A turn is over: an open sequence rests, another one ends. `num_output`: how many of its tokens count."""
+        if not seq.is_open:
+            self.finish(seq, reason, now, num_output)
+            return
+        scheduler = self.lanes[seq.model].scheduler
+        assert scheduler is not None
+        count = seq.num_output if num_output is None else num_output
+        self._tell_end(seq, reason, now, count)
+        scheduler.residents.end_turn(seq, count, now, drop=drop)
+        self.touch(seq, now)
+
+    def finish(self, seq: Sequence, reason: FinishReason, now: float, num_output: int | None = None) -> None:
+        """End a live sequence of a lane that is up."""
+        scheduler = self.lanes[seq.model].scheduler
+        assert scheduler is not None
+        scheduler.residents.finish(seq, reason, now)
+        self.close_record(seq, reason, now, num_output)
+
+    def close_record(self, seq: Sequence, reason: FinishReason, now: float, num_output: int | None = None) -> None:
+        """The one terminal record of a sequence that left its lane."""
+        seq.reason, seq.ended_at = reason, now
+        if seq.generating or not seq.is_open:
+            self._tell_end(seq, reason, now, seq.num_output if num_output is None else num_output)
+            seq.generating = False
+        del self.sequences[seq.rid]
+        self._idle.drop(seq.rid)
+        self.ended[seq.rid] = seq
+        self._record_age.touch(seq.rid, now)
+        self._ended_tokens += len(seq.tokens)
+        for peer, req in self._waiters.pop(seq.rid, ()):
+            self.outbox.send(peer, _waited(req, seq))
+        self._followers += [(each, ended_well(reason)) for each in self.jobs.ended(seq)]
+
+    def settle(self, now: float) -> None:
+        """Last act of every event: those that waited for a sequence that ended go on, or end too."""
+        while self._followers:
+            seq, may_go_on = self._followers.pop()
+            scheduler = self.lanes[seq.model].scheduler
+            if seq.reason is not None or scheduler is None:
+                continue
+            if may_go_on:
+                scheduler.residents.wake(seq, now)
+            else:
+                self.finish(seq, FinishReason.DEPENDENCY, now)
+
+    def _tell_end(self, seq: Sequence, reason: FinishReason, now: float, num_output: int) -> None:
+        seq.end = m.SeqEnd(seq.rid, int(reason), seq.usage(now, num_output))
+        self.outbox.end(seq.reader, seq.end)
+        seq.reader = NOBODY
+        if not seq.is_open:
+            del seq.tokens[seq.prompt_len + num_output :]
+
+    def expire(self, now: float) -> None:
+        """Drop old records and end open sequences that nobody uses."""
+        while (rid := self._record_age.older_than(now - self.limits.retention_s)) is not None:
+            self._forget(rid)
+        while len(self.ended) > _MAX_RECORDS or self._ended_tokens > _MAX_RECORD_TOKENS:
+            self._forget(next(iter(self.ended)))
+        while (rid := self._idle.older_than(now - self.limits.idle_timeout_s)) is not None:
+            seq = self.sequences[rid]
+            if seq.has_work or seq.held_back:
+                self._idle.touch(rid, now)
+            else:
+                self.finish(seq, FinishReason.IDLE, now)
+
+    def _forget(self, rid: int) -> None:
+        seq = self.ended.pop(rid)
+        self._record_age.drop(rid)
+        self._ended_tokens -= len(seq.tokens)
+        self.jobs.forget(seq)
+
+    def check(self) -> None:
+        """Assert all invariants; O(everything)."""
+        assert not self._followers
+        for lane in self.lanes.values():
+            if lane.scheduler is not None:
+                lane.scheduler.residents.check()
+        live = [seq for lane in self.lanes.values() if lane.scheduler for seq in lane.scheduler.residents.live()]
+        assert sorted(seq.rid for seq in live) == sorted(self.sequences), "a sequence is lost or held twice"
+        assert all(seq.reason is None for seq in live)
+        assert all(seq.reason is not None and not seq.page_table for seq in self.ended.values())
+        assert self._ended_tokens == sum(len(seq.tokens) for seq in self.ended.values())
+        for seq in live:
+            assert all(rid in self.sequences for rid in seq.waits_for), f"sequence {seq.rid} waits for one that ended"
+            assert seq.job.members[seq.rid] is seq
+
+
+def _waited(req: int, seq: Sequence) -> m.Waited:
+    assert seq.reason is not None
+    assert seq.ended_at is not None
+    usage = seq.end.usage if seq.end is not None else seq.usage(seq.ended_at)
+    return m.Waited(req, seq.rid, int(seq.reason), usage)
