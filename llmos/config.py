@@ -35,6 +35,13 @@ class DaemonConfig:
     start_timeout_s: float = key(
         120.0, "Longest time from start to ready, for each process.", unit="seconds", low=0.1, high=86_400
     )
+    hang_timeout_s: float = key(
+        5.0,
+        "A process whose work loop gives no sign of life for so long is killed and replaced.",
+        unit="seconds",
+        low=1,
+        high=3600,
+    )
     stop_timeout_s: float = key(
         10.0, "Grace time of each process between the request to stop and SIGKILL.", unit="seconds", low=0, high=3600
     )

@@ -1,7 +1,8 @@
 """One served model: its executor's generation and the scheduler for it.
 
-States: down (no executor) -> up (ExecutorReady; new generation) -> down (executor lost). While up, results count only if they carry
-the current generation and exactly the oldest step in flight; everything else is dropped and counted.
+States: down (no executor) -> up (ExecutorReady; new generation) -> lost (it died and will be replaced) -> up ... -> down. While up,
+results count only if they carry the current generation and exactly the oldest step in flight; everything else is dropped and counted.
+While lost, everything but steps goes on as if the replacement had the same capacities: sequences come, wait, are killed and forked.
 """
 
 from __future__ import annotations
@@ -37,32 +38,49 @@ class Lane:
 
     @property
     def ready(self) -> bool:
-        return self.scheduler is not None
+        return self.executor is not None
 
     def up(self) -> tuple[Scheduler, ExecutorReady]:
-        """Scheduler and capabilities, or `Unavailable`."""
+        """Scheduler and capabilities, or `Unavailable` unless there is or will be an executor."""
         if self.scheduler is None or self.capabilities is None:
             raise Unavailable(f"model {self.model!r} has no executor", field="model")
         return self.scheduler, self.capabilities
 
     def attach(self, peer: int, ready: ExecutorReady, now: float) -> None:
         """A new executor life: every page is free, every older result void. Live sequences wait to be recomputed."""
-        survivors = self.detach(now)
         self.generation += 1
         self.executor = peer
+        self._renew(ready, now)
+
+    def lose(self, now: float) -> None:
+        """The executor died and will be replaced."""
+        self.executor = None
+        if self.capabilities is not None:
+            self._renew(self.capabilities, now)
+
+    def give_up(self, now: float) -> list[Sequence]:
+        """No executor any more. Returns the live sequences, oldest first, without rows, pages or pending tokens."""
+        survivors = self._clear(now)
+        self.scheduler, self.executor, self.capabilities = None, None, None
+        return survivors
+
+    def _renew(self, ready: ExecutorReady, now: float) -> None:
+        """A fresh scheduler for these capacities, with everybody who lives here."""
+        survivors = self._clear(now)
         self.capabilities = ready
         limits = replace(
             self._limits,
             max_rows=min(self._limits.max_rows, ready.max_rows),
             max_step_tokens=min(self._limits.max_step_tokens, ready.max_step_tokens),
         )
-        self.scheduler = Scheduler(ready, limits, self.tenants)
+        old, self.scheduler = self.scheduler, Scheduler(ready, limits, self.tenants)
+        if old is not None:
+            self.scheduler.residents.counters = self.scheduler.counters = old.counters
         for seq in survivors:
             self.scheduler.residents.enter(seq, now)
 
-    def detach(self, now: float) -> list[Sequence]:
-        """The executor is gone. Returns the live sequences, oldest first, without rows, pages or pending tokens."""
-        old, self.scheduler, self.executor, self.capabilities = self.scheduler, None, None, None
+    def _clear(self, now: float) -> list[Sequence]:
+        old = self.scheduler
         if old is None:
             return []
         old.in_flight.clear()
@@ -81,7 +99,10 @@ class Lane:
         return survivors
 
     def plan(self, now: float) -> StepPlan | None:
-        return self.scheduler.schedule(self.generation, now) if self.scheduler is not None else None
+        """The next step, if there is an executor that can take one."""
+        if self.scheduler is None or self.executor is None:
+            return None
+        return self.scheduler.schedule(self.generation, now)
 
     def take(self, result: StepResult, now: float) -> Outcome | None:
         """Commit a result; None if it is not exactly the next one."""
@@ -141,7 +162,7 @@ class Lane:
         return LaneStatus(
             model=self.model,
             generation=self.generation,
-            ready=True,
+            ready=self.ready,
             page_size=ready.page_size,
             pages_total=ready.num_pages,
             pages_free=scheduler.pool.num_free,

@@ -86,7 +86,7 @@ def service_report(state: State, sender: Sender, message: m.ServiceReport, now: 
 @SUPERVISOR_VERBS.handles(m.ServiceDown)
 def service_down(state: State, sender: Sender, message: m.ServiceDown, now: float) -> None:
     if message.role == "executor":
-        _executor_down(state, message.name.removeprefix("executor."), now)
+        _executor_down(state, message.name.removeprefix("executor."), message.replaced, now)
     elif message.role == "storage":
         state.storage = NOBODY
         error = Unavailable("the storage service died")
@@ -95,11 +95,15 @@ def service_down(state: State, sender: Sender, message: m.ServiceDown, now: floa
         state.relayed.clear()
 
 
-def _executor_down(state: State, model: str, now: float) -> None:
+def _executor_down(state: State, model: str, replaced: bool, now: float) -> None:
     lane = state.lanes.get(model)
     if lane is None:
         return
-    for seq in lane.detach(now):
+    if replaced:
+        lane.lose(now)
+        _tell_storage(state, model, "available")
+        return
+    for seq in lane.give_up(now):
         seq.move(SeqState.FINISHED, now)
         state.close_record(seq, FinishReason.EXECUTOR_LOST, now)
     _tell_storage(state, model, "failed")

@@ -23,7 +23,15 @@ from llmos.ports.aio import AsyncDialer
 from llmos.ports.endpoint import RunDir
 from llmos.ports.sync import Dialer
 from llmos.protocol.codec import Schema
-from llmos.protocol.messages import FromSupervisor, Heartbeat, Message, ServiceFailed, ServiceReady, Stop
+from llmos.protocol.messages import (
+    FromSupervisor,
+    Heartbeat,
+    KernelRestarted,
+    Message,
+    ServiceFailed,
+    ServiceReady,
+    Stop,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +51,7 @@ class Lifeline:
         self.name = name
         self.supervised = supervised
         self.stopping = False
+        self.kernel_restarts = 0  # how often another microkernel took over
         self._next_beat = 0.0
 
     def connect(self, timeout_s: float) -> None:
@@ -83,6 +92,8 @@ class Lifeline:
                 return
             if isinstance(message, Stop):
                 self._stop()
+            elif isinstance(message, KernelRestarted):
+                self.kernel_restarts += 1
 
     def close(self) -> None:
         self.port.close()

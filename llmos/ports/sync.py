@@ -59,6 +59,10 @@ class Listener(Generic[M]):
         """Queue a message; False (and counted) if the peer is gone or does not read."""
         return self._send(peer.routing_id, encode(message))
 
+    def send_frame(self, peer: Peer, frame: bytes) -> bool:
+        """As `send`, for a message that is encoded already."""
+        return self._send(peer.routing_id, frame)
+
     def _send(self, routing_id: bytes, frame: bytes) -> bool:
         try:
             self.socket.send_multipart((routing_id, frame), zmq.NOBLOCK)

@@ -33,6 +33,10 @@ class Service:
         self.restarts = 0
         self.started_at = 0.0
         self.stop_by = 0.0
+        self.ready_at: float | None = None  # of this process
+        self.beat_at = 0.0  # when its work loop last gave a sign of life
+        self.deaths_in_a_row = 0
+        self.restart_at = 0.0  # in BACKOFF
         self.progress = 0
 
     @property
@@ -49,10 +53,28 @@ class Service:
         self.process = spawn(self.spec.command, dict(self.spec.environment))
         self.pidfd = os.pidfd_open(self.process.pid)
         self.started_at, self.peer, self.failure, self.detail = now, None, None, "starting"
+        self.ready_at = None
 
-    def ready(self, detail: str) -> None:
+    def ready(self, detail: str, now: float) -> None:
         self._move(ServiceState.RUNNING)
-        self.detail = detail
+        self.detail, self.ready_at, self.beat_at = detail, now, now
+
+    def beat(self, progress: int, now: float) -> None:
+        self.progress, self.beat_at = progress, now
+
+    def count_death(self, stable_s: float, now: float) -> None:
+        """It died without being asked to: the first of a new row if it had been ready for `stable_s`."""
+        stable = self.ready_at is not None and now - self.ready_at >= stable_s
+        self.deaths_in_a_row = 1 if stable else self.deaths_in_a_row + 1
+
+    def wait_for_restart(self, restart_at: float) -> None:
+        """After `reap(BACKOFF)`."""
+        self.restart_at = restart_at
+        self.restarts += 1
+
+    def give_up_restart(self) -> None:
+        """The daemon stops: nothing is started any more."""
+        self._move(ServiceState.STOPPED)
 
     def ask_to_stop(self, stop_by: float) -> None:
         """SIGTERM; the caller sends the Stop message."""

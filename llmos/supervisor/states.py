@@ -2,7 +2,7 @@
 
     STOPPED --> STARTING --> RUNNING --> STOPPING --> STOPPED
                  |  |  ^        |  |
-                 |  |  +-BACKOFF<--+   (waits to be restarted; not entered yet, see policy.py)
+                 |  |  +-BACKOFF<--+   (dead, waits to be started again: policy.py)
                  |  +--> STOPPING
                  +-----> FATAL <---+   (dead and stays dead)
 

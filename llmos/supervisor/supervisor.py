@@ -1,8 +1,8 @@
 """The process tree of one daemon: start in order, watch, report deaths, stop in reverse order.
 
 One thread, one poller (children's messages, pidfds, signals, the microkernel's answers). Never waits for a child
-without a time limit. A child that dies while the daemon serves is logged and reported to the microkernel and stays
-down; the daemon keeps running whichever child it was (policy.py).
+without a time limit. A child that dies while the daemon serves is reaped, reported to the microkernel and started again
+(policy.py); one whose work loop is silent for too long is killed first. The daemon keeps running whichever child it was.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from llmos.ports.sync import Listener
 from llmos.protocol.codec import Schema
 from llmos.protocol.messages import (
     Heartbeat,
+    KernelRestarted,
     ServiceDown,
     ServiceFailed,
     ServiceReady,
@@ -30,11 +31,17 @@ from llmos.protocol.messages import (
 )
 from llmos.supervisor.kernel_link import KernelLink
 from llmos.supervisor.plan import Stages
-from llmos.supervisor.policy import Action, on_exit
+from llmos.supervisor.policy import Action, RestartPolicy, on_exit
 from llmos.supervisor.service import Service
 from llmos.supervisor.signals import StopSignals
 
 EXIT_CONFIG = 72  # also what a child exits with after a typed error
+_STATE_AFTER = {
+    Action.EXPECTED: ServiceState.STOPPED,
+    Action.ABORT_START: ServiceState.FATAL,
+    Action.RESTART: ServiceState.BACKOFF,
+    Action.GIVE_UP: ServiceState.FATAL,
+}
 _ROLES = frozenset({"microkernel", "executor", "tokenizer", "storage", "gateway"})
 _IDLE_TURN_S = 1.0  # also how often uptimes are reported
 _OPENING_TURN_S = 0.02  # while the microkernel has not answered our hello
@@ -64,6 +71,7 @@ class Supervisor:
         schema: Schema[Any] = Schema(ToSupervisor)
         self._listener: Listener[Any] = Listener(run_dir, "supervisor", schema, _ROLES)
         self._link = KernelLink(run_dir)
+        self._policy = RestartPolicy()
         self._starting = True
         self._changed = False
         self._next_report = 0.0
@@ -87,12 +95,17 @@ class Supervisor:
     def serve(self) -> None:
         """Watch the children until a stop signal comes."""
         while not self._signals.count:
-            self._turn(_IDLE_TURN_S)
+            self._turn(self._time_to_restart())
+            self._restart_due()
+            self._kill_silent()
 
     def stop(self) -> None:
         """Stop all children, last started first; a further stop signal kills them at once."""
         self._starting = False
         signals_before = self._signals.count
+        for service in self.services.values():
+            if service.state is ServiceState.BACKOFF:
+                service.give_up_restart()
         for stage in reversed(self._stages):
             alive = [service for service in stage if service.process]
             for service in alive:
@@ -113,6 +126,31 @@ class Supervisor:
         self._poller.register(service.pidfd, zmq.POLLIN)
         log.info("%s started, pid %d", service.name, service.pid)
         self._changed = True
+
+    def _time_to_restart(self) -> float:
+        due = [service.restart_at for service in self.services.values() if service.state is ServiceState.BACKOFF]
+        return max(0.0, min([_IDLE_TURN_S, *(moment - time.monotonic() for moment in due)]))
+
+    def _restart_due(self) -> None:
+        now = time.monotonic()
+        for service in self.services.values():
+            if service.state is ServiceState.BACKOFF and now >= service.restart_at:
+                self._spawn(service)
+
+    def _kill_silent(self) -> None:
+        """A process that hangs is worse than one that died: make it that."""
+        now = time.monotonic()
+        for service in self.services.values():
+            if service.state is ServiceState.RUNNING and now - service.beat_at > self._limits.hang_timeout_s:
+                log.error("%s (pid %d) gave no sign of life for %g s: killing it", service.name, service.pid,
+                          self._limits.hang_timeout_s)  # fmt: skip
+            elif service.state is ServiceState.STARTING and now - service.started_at > self._limits.start_timeout_s:
+                log.error("%s (pid %d) is not ready after %g s: killing it", service.name, service.pid,
+                          self._limits.start_timeout_s)  # fmt: skip
+            else:
+                continue
+            service.kill_group()
+            service.beat_at = service.started_at = now  # once: its death comes through the pidfd
 
     def _ask_to_stop(self, service: Service) -> None:
         if service.peer is not None:
@@ -150,38 +188,54 @@ class Supervisor:
             return
         service.peer = peer
         if isinstance(message, Heartbeat):
-            service.progress = message.progress
+            service.beat(message.progress, time.monotonic())
         elif isinstance(message, ServiceReady) and service.state is ServiceState.STARTING:
-            service.ready(message.detail)
-            log.info("%s is ready after %.2f s: %s", peer.name, time.monotonic() - service.started_at, message.detail)
-            self._changed = True
-            if service.spec.role == "microkernel":
-                self._link.open()
+            self._on_ready(service, message.detail)
         elif isinstance(message, ServiceFailed):
             service.failure = message
             self._listener.send(peer, Stop())  # the child waits for this before it exits
 
+    def _on_ready(self, service: Service, detail: str) -> None:
+        now = time.monotonic()
+        service.ready(detail, now)
+        log.info("%s is ready after %.2f s: %s", service.name, now - service.started_at, detail)
+        self._changed = True
+        if service.spec.role == "microkernel":
+            self._link.open()
+            for other in self.services.values():
+                if other.peer is not None and other is not service:
+                    self._listener.send(other.peer, KernelRestarted())
+
     def _on_exit(self, service: Service) -> None:
-        pid = service.pid
-        action = on_exit(service.state, starting_up=self._starting)
+        now, pid = time.monotonic(), service.pid
+        service.count_death(self._policy.stable_s, now)
+        hopeless = service.failure is not None and _exit_code(service.failure) == EXIT_CONFIG
+        deaths = service.deaths_in_a_row
+        action = on_exit(service.state, self._policy, deaths, starting_up=self._starting, hopeless=hopeless)
         self._poller.unregister(service.pidfd)
         if service.peer is not None:
             self._listener.core.forget(service.peer)
-        exit_code, ending = service.reap(ServiceState.STOPPED if action is Action.EXPECTED else ServiceState.FATAL)
+        exit_code, ending = service.reap(_STATE_AFTER[action])
         self._changed = True
         if service.spec.role == "microkernel":
             self._link.close()
         if action is Action.EXPECTED:
             log.info("%s stopped (%s)", service.name, ending)
-            return
-        if action is Action.ABORT_START:
+        elif action is Action.ABORT_START:
             if service.failure is not None:
                 raise StartFailed(service, service.failure.message, _exit_code(service.failure))
             raise StartFailed(
                 service, f"{ending}; its own words are above", EXIT_CONFIG if exit_code == EXIT_CONFIG else 1
             )
-        self._link.down(ServiceDown(service.spec.role, service.name, pid))
-        log.error("%s (pid %d) is down and stays down: %s", service.name, pid, ending)
+        else:
+            restart = action is Action.RESTART
+            self._link.down(ServiceDown(service.spec.role, service.name, pid, replaced=restart))
+            if restart:
+                pause = self._policy.pause_s(service.deaths_in_a_row)
+                service.wait_for_restart(now + pause)
+                log.error("%s (pid %d) is down: %s; starting it again in %g s", service.name, pid, ending, pause)
+            else:
+                log.error("%s (pid %d) is down and stays down: %s", service.name, pid, ending)
 
     def _tell_microkernel(self) -> None:
         now = time.monotonic()

@@ -396,3 +396,43 @@ def test_queue_limit_refuses_as_overloaded():
         world.submit([1, 2, 3], max_tokens=50)
     world.send(GATEWAY, m.SeqSubmit(9, "demo", pack_i32([1]), params(), "a"))
     assert world.replies.pop().code == ErrorCode.OVERLOADED
+
+
+def test_an_executor_that_is_replaced_loses_nothing():
+    world = make_world(num_pages=32, page_size=4, max_rows=4)
+    rids = [world.submit([index, 2, 3], max_tokens=20, seed=index) for index in range(6)]
+    open_rid = world.spawn([7, 8, 9, 10, 11])
+    for _ in range(8):
+        world.step()
+    before = {rid: list(world.streams[rid].ids) for rid in rids}
+    world.executor = None
+    world.send(SUPERVISOR, m.ServiceDown("executor", "executor.demo", 1, replaced=True))
+    late = world.submit([1, 2], max_tokens=3)  # accepted: it waits like the others
+    world.ask(m.Kill(1, rids[0]))
+    assert world.streams[rids[0]].end.reason == FinishReason.KILLED
+    assert world.kernel.state.lanes["demo"].status().ready is False
+    world.kernel.check()
+    world.start_executor()
+    world.run()
+    for rid in (*rids[1:], late):
+        assert world.streams[rid].ids == world.streams[rid].expected(len(world.streams[rid].ids))
+        assert world.streams[rid].end.reason == FinishReason.LENGTH
+    assert all(world.streams[rid].ids[: len(ids)] == ids for rid, ids in before.items())
+    world.continue_(open_rid, max_tokens=4)
+    world.run()
+    assert world.streams[open_rid].ids == world.streams[open_rid].expected(4)
+    assert world.kernel.state.lanes["demo"].status().tokens_committed == sum(
+        len(stream.ids) for stream in world.streams.values()
+    )
+
+
+def test_given_up_after_all_ends_what_waited():
+    world = make_world()
+    rid = world.submit([1, 2, 3], max_tokens=20)
+    world.step()
+    world.executor = None
+    world.send(SUPERVISOR, m.ServiceDown("executor", "executor.demo", 1, replaced=True))
+    world.send(SUPERVISOR, m.ServiceDown("executor", "executor.demo", 1))
+    assert world.streams[rid].end.reason == FinishReason.EXECUTOR_LOST
+    world.send(GATEWAY, m.SeqSubmit(9, "demo", pack_i32([1]), params(), "a"))
+    assert world.replies.pop().code == ErrorCode.UNAVAILABLE

@@ -32,6 +32,12 @@ def run(context, lifeline):
         raise RuntimeError("wheel fell off")
     if BEHAVIOUR == "silent_exit":
         os._exit(5)
+    first_start = not (context.run_dir.path / f"{context.name}.started.txt").exists()
+    (context.run_dir.path / f"{context.name}.started.txt").touch()
+    if BEHAVIOUR == "hopeless_later" and not first_start:
+        raise ModelError("the model's files are gone", field="models.path")
+    if BEHAVIOUR == "dies_later" and not first_start:
+        os._exit(5)
     if BEHAVIOUR == "grandchild":
         child = subprocess.Popen(["sleep", "1000"])
         (context.run_dir.path / "grandchild.txt").write_text(str(child.pid))
@@ -45,11 +51,15 @@ def run(context, lifeline):
         lifeline.ready(f"stand-in {context.name}")
     ports = PortSet(lifeline.port, *([kernel] if kernel else []))
     turns = 0
+    restarts_told = 0
     while not lifeline.stopping:
         ports.wait(0.1)
         lifeline.poll()
         lifeline.beat(turns, time.monotonic())
         turns += 1
+        if lifeline.kernel_restarts > restarts_told:
+            restarts_told = lifeline.kernel_restarts
+            (context.run_dir.path / f"{context.name}.regreets.txt").write_text(str(restarts_told))
         if kernel is not None:
             write_down(kernel, context.run_dir.path / "told.txt")
 
@@ -60,7 +70,7 @@ def write_down(kernel, path: Path):
             peer, message = received
             assert peer.role == "supervisor"
             if isinstance(message, ServiceDown):
-                file.write(f"down {message.role} {message.name} {message.pid}\n")
+                file.write(f"down {message.role} {message.name} {message.pid}{' replaced' * message.replaced}\n")
             elif isinstance(message, ServiceReport):
                 states = ",".join(f"{service.name}={ServiceState(service.state).name}" for service in message.services)
                 file.write(f"report {states}\n")

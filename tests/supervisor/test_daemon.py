@@ -224,35 +224,87 @@ def test_a_stop_during_the_start(start):
     assert_clean(daemon.run_dir)
 
 
-@pytest.mark.parametrize("name", ["executor.demo", "gateway"])
-def test_a_death_is_reported_and_the_daemon_keeps_running(start, name):
+@pytest.mark.parametrize("name", ["executor.demo", "gateway", "tokenizer", "storage"])
+def test_a_dead_child_is_reported_and_started_again(start, name):
     daemon = start()
     daemon.serving_line()
     victim = daemon.children()[name]
     victim.kill()
     role = name.split(".")[0]
-    down = f"down {role} {name} {victim.pid}"
+    down = f"down {role} {name} {victim.pid} replaced"
+    wait_for(lambda: f"{name} is ready" in daemon.log.partition(f"{name} (pid {victim.pid}) is down")[2], "restart")
     told = wait_for(
-        lambda: daemon.told()[:] if any(f"{name}=FATAL" in line for line in daemon.told()) else None, "report"
+        lambda: (
+            daemon.told()[:] if f"{name}=RUNNING" in (daemon.told() or [""])[-1] and down in daemon.told() else None
+        ),
+        "report",
     )
     assert [line for line in told if line.startswith("down")] == [down]
-    assert told.index(down) < next(number for number, line in enumerate(told) if f"{name}=FATAL" in line)
-    assert f"{name} (pid {victim.pid}) is down and stays down: killed by SIGKILL" in daemon.log
-    assert sorted(daemon.children()) == [other for other in NAMES if other != name]
+    assert f"{name} (pid {victim.pid}) is down: killed by SIGKILL; starting it again in 0 s" in daemon.log
+    assert sorted(daemon.children()) == NAMES
+    assert daemon.children()[name].pid != victim.pid
     assert not psutil.pid_exists(victim.pid)  # reaped
     daemon.process.terminate()
     assert daemon.end() == 0
+    assert_clean(daemon.run_dir)
 
 
-def test_the_daemon_survives_the_microkernel(start):
+def test_the_microkernel_is_started_again_and_everybody_is_told(start):
     daemon = start()
     daemon.serving_line()
+    others = {name: child.pid for name, child in daemon.children().items() if name != "microkernel"}
     daemon.children()["microkernel"].kill()
-    wait_for(lambda: "is down and stays down" in daemon.log, "report")
-    assert sorted(daemon.children()) == [name for name in NAMES if name != "microkernel"]
+    told = [daemon.run_dir / f"{name}.regreets.txt" for name in ("storage", "executor.demo")]
+    wait_for(lambda: all(path.exists() for path in told), "news of the restart")
+    assert {name: child.pid for name, child in daemon.children().items() if name != "microkernel"} == others
+    everything = "report microkernel=RUNNING,storage=RUNNING,tokenizer=RUNNING,executor.demo=RUNNING,gateway=RUNNING"
+    wait_for(lambda: daemon.told()[-1] == everything, "report to the new one")
     daemon.process.terminate()
     assert daemon.end() == 0
     assert_clean(daemon.run_dir)
+
+
+def test_a_child_that_says_it_can_not_work_is_not_tried_again(start):
+    daemon = start(executor__demo="hopeless_later")
+    daemon.serving_line()
+    victim = daemon.children()["executor.demo"]
+    victim.kill()
+    wait_for(lambda: "executor.demo=FATAL" in daemon.told()[-1], "report")
+    assert "is down and stays down: exited with code 72: the model's files are gone" in daemon.log
+    downs = [line for line in daemon.told() if line.startswith("down")]
+    assert [line.endswith("replaced") for line in downs] == [True, False]
+    assert daemon.log.count("executor.demo started") == 2
+    daemon.process.terminate()
+    assert daemon.end() == 0
+
+
+def test_restarts_come_slower_and_slower_and_a_stop_ends_them(start):
+    daemon = start(tokenizer="dies_later")
+    daemon.serving_line()
+    daemon.children()["tokenizer"].kill()
+    wait_for(lambda: "starting it again in 0.4 s" in daemon.log, "third death")
+    pauses = re.findall(r"tokenizer \(pid \d+\) is down: .*; starting it again in (\S+) s", daemon.log)
+    assert pauses[:3] == ["0", "0.2", "0.4"]
+    wait_for(lambda: "tokenizer=BACKOFF" in daemon.told()[-1], "report")
+    daemon.process.terminate()
+    assert daemon.end() == 0
+    assert_clean(daemon.run_dir)
+
+
+@pytest.mark.parametrize("how", ["stopped", "deaf"])
+def test_a_child_that_hangs_is_killed_and_started_again(start, tmp_path, how):
+    config = tmp_path / "llmosd.toml"
+    config.write_text("[daemon]\nhang_timeout_s = 1.0\n")
+    daemon = start("--config", str(config), **({"gateway": "deaf"} if how == "deaf" else {}))
+    daemon.serving_line()
+    victim = daemon.children()["gateway"]
+    if how == "stopped":
+        victim.suspend()
+    wait_for(lambda: f"gateway (pid {victim.pid}) is down: killed by SIGKILL" in daemon.log, "kill")
+    assert f"gateway (pid {victim.pid}) gave no sign of life for 1 s: killing it" in daemon.log
+    wait_for(lambda: daemon.log.count("gateway is ready") == 2, "restart")
+    daemon.process.terminate()
+    assert daemon.end() == 0
 
 
 def test_the_microkernel_is_told_of_every_change_at_start(start):

@@ -10,8 +10,9 @@ import pytest
 from llmos.codes import ServiceState
 from llmos.config import Config, ModelConfig
 from llmos.ports.endpoint import RunDir
-from llmos.supervisor.plan import make_plan
-from llmos.supervisor.policy import Action, on_exit
+from llmos.supervisor.plan import ServiceSpec, make_plan
+from llmos.supervisor.policy import Action, RestartPolicy, on_exit
+from llmos.supervisor.service import Service
 from llmos.supervisor.states import HAS_PROCESS, TRANSITIONS, check
 
 ALLOWED = {
@@ -48,19 +49,43 @@ def test_a_process_is_made_in_starting_only():
     assert {new for _, new in entering} == {ServiceState.STARTING}
 
 
+POLICY = RestartPolicy(first_pause_s=0.2, longest_pause_s=30.0, stable_s=10.0, most_in_a_row=10)
+
+
 @pytest.mark.parametrize(
-    ("state", "starting_up", "action"),
+    ("state", "starting_up", "deaths", "hopeless", "action"),
     [
-        (ServiceState.STOPPING, True, Action.EXPECTED),
-        (ServiceState.STOPPING, False, Action.EXPECTED),
-        (ServiceState.STARTING, True, Action.ABORT_START),
-        (ServiceState.RUNNING, True, Action.ABORT_START),
-        (ServiceState.RUNNING, False, Action.REPORT),
-        (ServiceState.STARTING, False, Action.REPORT),
+        (ServiceState.STOPPING, True, 1, False, Action.EXPECTED),
+        (ServiceState.STOPPING, False, 99, True, Action.EXPECTED),
+        (ServiceState.STARTING, True, 1, False, Action.ABORT_START),
+        (ServiceState.RUNNING, True, 1, False, Action.ABORT_START),
+        (ServiceState.RUNNING, False, 1, False, Action.RESTART),
+        (ServiceState.STARTING, False, 10, False, Action.RESTART),
+        (ServiceState.STARTING, False, 11, False, Action.GIVE_UP),
+        (ServiceState.STARTING, False, 1, True, Action.GIVE_UP),
     ],
 )
-def test_what_an_exit_means(state, starting_up, action):
-    assert on_exit(state, starting_up=starting_up) is action
+def test_what_an_exit_means(state, starting_up, deaths, hopeless, action):
+    assert on_exit(state, POLICY, deaths, starting_up=starting_up, hopeless=hopeless) is action
+
+
+def test_pauses_grow_from_nothing_to_the_longest():
+    assert [POLICY.pause_s(deaths) for deaths in range(1, 12)] == [
+        *(0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6),
+        *(30.0, 30.0),
+    ]
+
+
+def test_a_stable_life_clears_the_record():
+    service = Service(ServiceSpec("gateway", "gateway", ()))
+    for death in range(1, 4):
+        service.count_death(POLICY.stable_s, now=float(death))
+        assert service.deaths_in_a_row == death
+    service.ready_at = 100.0
+    service.count_death(POLICY.stable_s, now=109.9)
+    assert service.deaths_in_a_row == 4
+    service.count_death(POLICY.stable_s, now=110.0)
+    assert service.deaths_in_a_row == 1
 
 
 def test_the_plan_names_services_and_commands():

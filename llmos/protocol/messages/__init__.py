@@ -104,6 +104,7 @@ from llmos.protocol.messages.steps import (
 )
 from llmos.protocol.messages.supervision import (
     Heartbeat,
+    KernelRestarted,
     ServiceDown,
     ServiceFailed,
     ServiceReady,
@@ -196,7 +197,7 @@ FromKernel = (
     | StepPlan
 )
 ToSupervisor = Hello | ServiceReady | Heartbeat | ServiceFailed
-FromSupervisor = Welcome | Error | Stop
+FromSupervisor = Welcome | Error | Stop | KernelRestarted
 
 __all__ = [
     "Accepted",
@@ -238,6 +239,7 @@ __all__ = [
     "Heartbeat",
     "Hello",
     "JobRow",
+    "KernelRestarted",
     "Kill",
     "Killed",
     "LaneStatus",

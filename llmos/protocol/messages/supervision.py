@@ -34,6 +34,10 @@ class Stop(Message, tag=123, frozen=True):
     """Supervisor -> child: finish and exit within the grace time."""
 
 
+class KernelRestarted(Message, tag=126, frozen=True):
+    """Supervisor -> child: another microkernel process is ready; greet it."""
+
+
 class ServiceReport(Message, tag=124, frozen=True):
     """Supervisor -> microkernel: all services as they are now; sent on each change."""
 
@@ -41,8 +45,10 @@ class ServiceReport(Message, tag=124, frozen=True):
 
 
 class ServiceDown(Message, tag=125, frozen=True):
-    """Supervisor -> microkernel: the process is dead and reaped. `role` as in its Hello; `name` e.g. executor.demo."""
+    """Supervisor -> microkernel: the process is dead and reaped. `role` as in its Hello; `name` e.g. executor.demo. `replaced`: another
+    one will be started in its place; what it did can wait for that. Sent again with `replaced` false if that is given up."""
 
     role: str
     name: str
     pid: int
+    replaced: bool = False
