@@ -103,6 +103,22 @@ class MicrokernelConfig:
     idle_timeout_s: float = key(
         3600.0, "An open sequence that nobody used for so long is ended.", unit="seconds", low=1, high=31_536_000
     )
+    linger_s: float = key(
+        30.0,
+        "How long a sequence whose gateway died goes on before somebody reads it again.",
+        unit="seconds",
+        low=0,
+        high=86_400,
+    )
+    journal: str = key(
+        "process",
+        "What accepted sequences survive: process = kill -9 of any process; interval, always = also a crash of the machine, but "
+        "for the last journal_interval_ms, or nothing; off = not even a restart of the microkernel.",
+        choices=("process", "interval", "always", "off"),
+    )
+    journal_interval_ms: float = key(
+        50.0, "How often the journal is flushed, if it is flushed by interval.", unit="milliseconds", low=1, high=60_000
+    )
     recorder_mib: float = key(
         16.0, "Memory for the flight recorder of scheduling decisions; 0 = off.", unit="MiB", low=0, high=4096
     )

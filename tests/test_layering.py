@@ -46,6 +46,9 @@ IMPURE = set(
 # package: what its modules must never import (beside itself). The longest matching package rules.
 MUST_NOT_IMPORT = {
     "llmos.microkernel": KERNEL_HEAVY | IMPURE | OURS | {"llmos.ports", "llmos.config"},
+    "llmos.microkernel.journal": KERNEL_HEAVY
+    | OURS - {"llmos.microkernel"}
+    | {"llmos.ports", "llmos.config", "zmq", "asyncio", "threading"},
     "llmos.microkernel.main": KERNEL_HEAVY | OURS - {"llmos.microkernel"},
     "llmos.supervisor": HEAVY | OURS | {"asyncio", "uvloop"},
     "llmos.client": HEAVY | OURS | {"llmos.config"},

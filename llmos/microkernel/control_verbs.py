@@ -101,6 +101,7 @@ def nice(state: State, sender: Sender, message: m.Nice, now: float) -> None:
     checks.check_nice(message.nice)
     seq, scheduler = state.live(message.rid, message.owner)
     seq.nice = message.nice
+    state.note_change(seq)
     scheduler.residents.reorder(seq, now)
     _done(state, sender, message.req, seq.rid)
 
@@ -114,6 +115,7 @@ def deadline(state: State, sender: Sender, message: m.Deadline, now: float) -> N
     admission.check_deadline(message.deadline_ms, scheduler.least_time(0, left))
     seq.deadline = None if message.deadline_ms is None else now + message.deadline_ms / 1e3
     state.note_deadline(seq)
+    state.note_change(seq)
     scheduler.residents.reorder(seq, now)
     _done(state, sender, message.req, seq.rid)
 
@@ -123,6 +125,7 @@ def suspend(state: State, sender: Sender, message: m.Suspend, now: float) -> Non
     checks.check_page_fate(message.pages)
     seq, scheduler = state.live(message.rid, message.owner)
     scheduler.residents.suspend(seq, PageFate(message.pages), now)
+    state.note_change(seq)
     _done(state, sender, message.req, seq.rid)
 
 
@@ -130,12 +133,14 @@ def suspend(state: State, sender: Sender, message: m.Suspend, now: float) -> Non
 def resume(state: State, sender: Sender, message: m.Resume, now: float) -> None:
     seq, scheduler = state.live(message.rid, message.owner)
     scheduler.residents.resume(seq, now)
+    state.note_change(seq)
     _done(state, sender, message.req, seq.rid)
 
 
 @VERBS.handles(m.Fork)
 def fork(state: State, sender: Sender, message: m.Fork, now: float) -> None:
     checks.check_fork(message.count)
+    state.check_accepting()
     parent, scheduler = state.live(message.rid, message.owner)
     tenant = state.lanes[parent.model].tenants.get(parent.owner)
     if parent.has_work:
@@ -184,6 +189,7 @@ def after(state: State, sender: Sender, message: m.After, now: float) -> None:
     if seq.started_at is not None or seq.kept_tokens or seq.row != NO_ROW:
         raise WrongState(f"sequence {seq.rid} has begun", field="rid", rid=seq.rid)
     state.jobs.hold(seq, state.predecessors(message.after, message.owner))
+    state.note_change(seq)
     scheduler.residents.hold_back(seq, now)
     scheduler.residents.wake(seq, now)
     _done(state, sender, message.req, seq.rid)

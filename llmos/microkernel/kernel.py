@@ -75,13 +75,13 @@ class Kernel:
         return self._effects(now)
 
     def peer_down(self, peer: int, now: float) -> list[Send]:
-        """A connection is gone for good (its process was reaped). What it read alone ends; open sequences go on without it."""
+        """A connection is gone for good (its process was reaped). What it read goes on, and may be read by somebody else."""
         state = self.state
         for seq in [seq for seq in state.sequences.values() if seq.reader == peer]:
             if seq.is_open:
                 state.read_by(seq, NOBODY)
             else:
-                state.finish(seq, FinishReason.CANCELLED, now)
+                state.orphan(seq, now)
         state.settle(now)
         state.outbox.forget(peer)
         return state.outbox.drain()

@@ -52,6 +52,10 @@ class Lane:
         self.executor = peer
         self._renew(ready, now)
 
+    def expect(self, ready: ExecutorReady, now: float) -> None:
+        """An executor with these capacities served before the microkernel died, and will register again."""
+        self._renew(ready, now)
+
     def lose(self, now: float) -> None:
         """The executor died and will be replaced."""
         self.executor = None

@@ -27,6 +27,7 @@ class KernelLimits:
     max_waiting: int = 100_000
     retention_s: float = 600.0
     idle_timeout_s: float = 3600.0
+    linger_s: float = 30.0
 
 
 @dataclass(slots=True)

@@ -37,8 +37,11 @@ class Outbox:
     def send(self, peer: int, message: Message) -> None:
         self._sends.append(Send(peer, message))
 
-    def tokens(self, outcome: Outcome, logprobs: tuple[RowLogprobs, ...]) -> None:
-        """All tokens of a step. At most one step is handled between two drains."""
+    def tokens(self, outcome: Outcome, logprobs: tuple[RowLogprobs, ...]) -> bytes:
+        """All tokens of a step, to their readers. At most one step is handled between two drains.
+
+        Returns them all as int64[n,3] (rid, offset in the output, token).
+        """
         rest: NDArray[np.bool_] = np.ones(len(outcome.tokens), bool)
         if logprobs:
             found = {(entry.row, entry.position): entry.logprobs for entry in logprobs}
@@ -48,10 +51,13 @@ class Outbox:
                     if outcome.readers[place] != NOBODY:
                         self._entry(outcome, place, found[address])
         columns = np.stack((outcome.rids, outcome.offsets, outcome.tokens), axis=1)
+        everything = columns.astype("<i8", copy=False).tobytes()
         for peer in set(outcome.readers[rest].tolist()) - {NOBODY}:
             batch = self._batch(peer)
             assert not batch.columns
-            batch.columns = columns[rest & (outcome.readers == peer)].astype("<i8").tobytes()
+            chosen = rest & (outcome.readers == peer)
+            batch.columns = everything if chosen.all() else columns[chosen].astype("<i8").tobytes()
+        return everything
 
     def _entry(self, outcome: Outcome, place: int, logprobs: TokenLogprobs) -> None:
         seq = outcome.seqs[place]

@@ -46,6 +46,7 @@ class Residents:
 
     def enter(self, seq: Sequence, now: float) -> None:
         """A live sequence without row and pages: a new one, or one from the executor's last life."""
+        self.tenants.get(seq.owner)  # who holds something here is in the table
         if seq.state is SeqState.SUSPENDED:
             self.suspended[seq.rid] = seq
             return

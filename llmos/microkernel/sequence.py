@@ -82,6 +82,8 @@ class Sequence:
     parent: int | None = None
     is_open: bool = False
     client_request_id: str | None = None
+    request_digest: bytes = b""  # of what the client asked for under that id
+    attended: bool = False  # somebody has read it: if nobody does any more, it is an orphan
     nice: int = 0
     deadline: float | None = None  # absolute, by the same clock as `accepted_at`
 
@@ -139,6 +141,13 @@ class Sequence:
     def held_back(self) -> bool:
         """Does it wait for other sequences?"""
         return bool(self.waits_for) or self.heir_of is not None
+
+    def append(self, tokens: array[int]) -> None:
+        """More input between turns."""
+        assert not self.generating
+        self.tokens.extend(tokens)
+        self.prompt_len = self.max_len = len(self.tokens)
+        self.end, self.wants_prefill = None, len(self.tokens) > 1
 
     def begin_turn(self, params: SamplingParams, max_output: int, reader: int, now: float) -> None:
         """From here on it generates up to `max_output` tokens for `reader`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 from msgspec import structs
 
 from llmos.codes import FinishReason
 from llmos.errors import InvalidRequest, WrongState
 from llmos.microkernel import admission
+from llmos.microkernel.records import AppendRecord, TurnRecord
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sender import Sender
 from llmos.microkernel.sequence import NOBODY, PREFILL_ONLY, Sequence
@@ -14,7 +17,7 @@ from llmos.microkernel.state import State
 from llmos.microkernel.verb_table import VerbTable
 from llmos.protocol import checks
 from llmos.protocol import messages as m
-from llmos.protocol.codec import pack_i32, unpack_i32
+from llmos.protocol.codec import encode, pack_i32, unpack_i32
 from llmos.protocol.params import SamplingParams
 
 VERBS = VerbTable()
@@ -23,6 +26,9 @@ VERBS = VerbTable()
 @VERBS.handles(m.SeqSubmit)
 def submit(state: State, sender: Sender, message: m.SeqSubmit, now: float) -> None:
     """A one-shot sequence."""
+    if _is_known(state, sender, message):
+        return
+    state.check_accepting()
     lane = state.lane(message.model)
     scheduler, executor = lane.up()
     tokens = unpack_i32(message.prompt)
@@ -50,9 +56,11 @@ def submit(state: State, sender: Sender, message: m.SeqSubmit, now: float) -> No
         job=state.job_for(rid, message.owner, message.parent),
         parent=message.parent,
         client_request_id=message.client_request_id,
+        request_digest=_digest(message),
         nice=message.nice,
         deadline=_moment(message.deadline_ms, now),
         generating=True,
+        attended=True,
     )
     state.enter(seq, scheduler, predecessors, now)
     state.outbox.send(sender.peer, m.SeqAccepted(message.req, rid))
@@ -61,6 +69,9 @@ def submit(state: State, sender: Sender, message: m.SeqSubmit, now: float) -> No
 @VERBS.handles(m.SeqSpawn)
 def spawn(state: State, sender: Sender, message: m.SeqSpawn, now: float) -> None:
     """An open sequence."""
+    if _is_known(state, sender, message):
+        return
+    state.check_accepting()
     lane = state.lane(message.model)
     scheduler, executor = lane.up()
     tokens = unpack_i32(message.prompt)
@@ -87,6 +98,7 @@ def spawn(state: State, sender: Sender, message: m.SeqSpawn, now: float) -> None
         job=state.job_for(rid, message.owner, message.parent),
         parent=message.parent,
         client_request_id=message.client_request_id,
+        request_digest=_digest(message),
         nice=message.nice,
         is_open=True,
         wants_prefill=len(tokens) > 1,
@@ -98,6 +110,7 @@ def spawn(state: State, sender: Sender, message: m.SeqSpawn, now: float) -> None
 @VERBS.handles(m.SeqAppend)
 def append(state: State, sender: Sender, message: m.SeqAppend, now: float) -> None:
     """More input for an open sequence at rest; it is computed ahead of the next turn."""
+    state.check_accepting()
     seq, scheduler = _at_rest(state, message.rid, message.owner, message.model)
     lane = state.lane(seq.model)
     _, executor = lane.up()
@@ -106,9 +119,8 @@ def append(state: State, sender: Sender, message: m.SeqAppend, now: float) -> No
     pages = lane.pages_for(lane.tenants.get(seq.owner))
     admission.check_length(len(seq.tokens) + len(tokens), executor, pages, field="tokens")
     scheduler.residents.rest(seq, now)
-    seq.tokens.extend(tokens)
-    seq.prompt_len = seq.max_len = len(seq.tokens)
-    seq.end, seq.wants_prefill = None, len(seq.tokens) > 1
+    seq.append(tokens)
+    state.note(AppendRecord(seq.rid, message.tokens))
     scheduler.residents.wake(seq, now)
     state.touch(seq, now)
     state.outbox.send(sender.peer, m.SeqAppended(message.req, seq.rid, len(seq.tokens)))
@@ -117,6 +129,7 @@ def append(state: State, sender: Sender, message: m.SeqAppend, now: float) -> No
 @VERBS.handles(m.SeqContinue)
 def continue_(state: State, sender: Sender, message: m.SeqContinue, now: float) -> None:
     """An open sequence at rest begins a turn, and the sender reads."""
+    state.check_accepting()
     seq, scheduler = _at_rest(state, message.rid, message.owner, message.model)
     if not seq.tokens:
         raise WrongState(f"sequence {seq.rid} has no tokens to go on from", field="rid", rid=seq.rid)
@@ -132,6 +145,7 @@ def continue_(state: State, sender: Sender, message: m.SeqContinue, now: float) 
     seq.begin_turn(params, room, sender.peer, now)
     seq.deadline = _moment(message.deadline_ms, now)
     state.note_deadline(seq)
+    state.note(TurnRecord(seq.rid, params, seq.max_len, seq.deadline, now))
     scheduler.residents.wake(seq, now)
     state.touch(seq, now)
     attached = m.SeqAttached(message.req, seq.rid, seq.model, seq.prompt_len, params, b"")
@@ -190,6 +204,28 @@ def ack(state: State, sender: Sender, message: m.SeqAck, now: float) -> None:
     if seq is not None and scheduler is not None:
         seq.acked = max(seq.acked, min(message.upto, seq.num_output))
         scheduler.rows.read(seq)
+
+
+def _is_known(state: State, sender: Sender, message: m.SeqSubmit | m.SeqSpawn) -> bool:
+    """Was this asked before under the same id? Then the answer is the sequence that was made for it."""
+    known = state.requested(message.owner, message.client_request_id)
+    if known is None:
+        return False
+    if known.request_digest != _digest(message):
+        text = f"client_request_id: {message.client_request_id!r} was used for another request (sequence {known.rid})"
+        raise InvalidRequest(text, field="client_request_id", rid=known.rid)
+    state.outbox.send(sender.peer, m.SeqAccepted(message.req, known.rid, existing=True))
+    return True
+
+
+def _digest(message: m.SeqSubmit | m.SeqSpawn) -> bytes:
+    """Of everything that was asked for, but for the sender's own number and the time that is left."""
+    if message.client_request_id is None:
+        return b""
+    asked = structs.replace(message, req=0)
+    if isinstance(asked, m.SeqSubmit):
+        asked = structs.replace(asked, deadline_ms=None)
+    return blake2b(encode(asked), digest_size=16).digest()
 
 
 def _complete(state: State, params: SamplingParams) -> SamplingParams:

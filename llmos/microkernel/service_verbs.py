@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from llmos.codes import FinishReason, SeqState
 from llmos.errors import InvalidRequest, Unavailable
+from llmos.microkernel.records import ExecutorRecord, TokensRecord
 from llmos.microkernel.sender import Sender
 from llmos.microkernel.sequence import NOBODY
 from llmos.microkernel.state import State
@@ -26,6 +27,7 @@ def executor_ready(state: State, sender: Sender, message: m.ExecutorReady, now: 
         raise InvalidRequest(text, field="num_pages")
     lane = state.lane_for(message.model)
     lane.attach(sender.peer, message, now)
+    state.note(ExecutorRecord(message))
     state.outbox.send(sender.peer, m.ExecutorWelcome(lane.generation))
     _tell_storage(state, lane.model, "serving")
 
@@ -36,7 +38,9 @@ def step_result(state: State, sender: Sender, message: m.StepResult, now: float)
     outcome = lane.take(message, now) if lane is not None else None
     if outcome is None:
         return
-    state.outbox.tokens(outcome, message.logprobs)
+    columns = state.outbox.tokens(outcome, message.logprobs)
+    if columns:
+        state.note(TokensRecord(columns))
     for seq, reason in outcome.ended:
         state.end_output(seq, reason, now, drop=reason is FinishReason.NUMERICAL_ERROR)
 

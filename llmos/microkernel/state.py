@@ -11,17 +11,27 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from heapq import heappush
 
-from llmos.codes import FinishReason
-from llmos.errors import NotFound, WrongState
+from llmos.codes import FinishReason, SeqState
+from llmos.errors import NotFound, Unavailable, WrongState
 from llmos.microkernel.expiry import Expiry
 from llmos.microkernel.jobs import Job, JobTable, ended_well
 from llmos.microkernel.lane import Lane
 from llmos.microkernel.limits import KernelLimits, SchedulerLimits
 from llmos.microkernel.outbox import Outbox
+from llmos.microkernel.records import (
+    VERSION,
+    ChangeRecord,
+    EndRecord,
+    ForkRecord,
+    MetaRecord,
+    Record,
+    SequenceRecord,
+)
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import NOBODY, Sequence
 from llmos.microkernel.tenants import TenantLimits
 from llmos.protocol import messages as m
+from llmos.protocol.codec import pack_i32
 
 _MAX_RECORDS = 100_000  # of ended sequences
 _MAX_RECORD_TOKENS = 50_000_000  # 200 MB
@@ -53,6 +63,10 @@ class State:
         self._waiters: dict[int, list[tuple[int, int]]] = {}  # rid -> (peer, its req)
         self.relayed: dict[int, tuple[int, int]] = {}  # our request to storage -> (asking peer, its req)
         self._relays = 0
+        self.notes: list[Record] | None = None  # for the journal, since they were last taken; None = nobody wants them
+        self.refusal: str | None = None  # why no new work is taken
+        self._orphans = Expiry()  # one-shot sequences whose reader is gone
+        self._requests: dict[tuple[str, str], int] = {}  # (owner, client_request_id) -> rid
         self._followers: list[tuple[Sequence, bool]] = []
         self._rids = 0
         self._seed_root = seed_root
@@ -98,6 +112,82 @@ class State:
         self.relayed[self._relays] = (peer, req)
         return self._relays
 
+    def requested(self, owner: str, client_request_id: str | None) -> Sequence | None:
+        """The sequence that was made for this id, if its record is still kept."""
+        rid = self._requests.get((owner, client_request_id)) if client_request_id is not None else None
+        return None if rid is None else self.known(rid, owner)
+
+    def check_accepting(self) -> None:
+        """Raise `Unavailable` while no new work is taken."""
+        if self.refusal is not None:
+            raise Unavailable(self.refusal)
+
+    # ------------------------------------------------------------ the journal
+
+    def note(self, record: Record) -> None:
+        """This happened: to be written down before anybody hears of it."""
+        if self.notes is not None:
+            self.notes.append(record)
+
+    def note_change(self, seq: Sequence) -> None:
+        suspended = seq.state is SeqState.SUSPENDED
+        self.note(ChangeRecord(seq.rid, seq.nice, seq.deadline, suspended, tuple(sorted(seq.waits_for))))
+
+    def meta(self, monotonic_s: float, wall_s: float, boot: str) -> MetaRecord:
+        root = self._seed_root.to_bytes(16, "little")
+        return MetaRecord(VERSION, self._rids, self._seeds, root, monotonic_s, wall_s, boot)
+
+    def whole(self, seq: Sequence) -> SequenceRecord:
+        """All that is to be known of a sequence, live or ended."""
+        return SequenceRecord(
+            rid=seq.rid,
+            owner=seq.owner,
+            model=seq.model,
+            tokens=pack_i32(seq.tokens),
+            prompt_len=seq.prompt_len,
+            max_len=seq.max_len,
+            params=seq.params,
+            accepted_at=seq.accepted_at,
+            job=seq.job.rid,
+            parent=seq.parent,
+            is_open=seq.is_open,
+            client_request_id=seq.client_request_id,
+            nice=seq.nice,
+            deadline=seq.deadline,
+            generating=seq.generating,
+            wants_prefill=seq.wants_prefill,
+            suspended=seq.state is SeqState.SUSPENDED,
+            after=tuple(sorted(seq.waits_for)),
+            forks=seq.forks,
+            turn_at=seq.turn_at,
+            started_at=seq.started_at,
+            reason=0 if seq.reason is None else int(seq.reason),
+            ended_at=seq.ended_at,
+            end=seq.end,
+            request_digest=seq.request_digest,
+            attended=seq.attended,
+        )
+
+    def continue_counting(self, rids: int, seeds: int, seed_root: bytes) -> None:
+        """Numbers and seeds go on where an earlier process left off."""
+        self._rids, self._seeds, self._seed_root = rids, seeds, int.from_bytes(seed_root, "little")
+
+    def restore_live(self, seq: Sequence, scheduler: Scheduler, predecessors: list[Sequence], now: float) -> None:
+        """A sequence of an earlier process goes on."""
+        self._register(seq, predecessors, now)
+        if seq.attended and not seq.is_open:
+            self._orphans.touch(seq.rid, now)
+        scheduler.residents.enter(seq, now)
+
+    def restore_ended(self, seq: Sequence, now: float) -> None:
+        """The record of a sequence that ended in an earlier process; a live one whose model is not served any more ends now."""
+        if seq.reason is None:
+            seq.reason, seq.ended_at = FinishReason.EXECUTOR_LOST, now
+            seq.end = m.SeqEnd(seq.rid, int(seq.reason), seq.usage(now))
+            seq.generating, seq.state = False, SeqState.FINISHED
+        self.jobs.enter(seq)
+        self._keep_record(seq)
+
     # ------------------------------------------------------------ life
 
     def next_rid(self) -> int:
@@ -126,15 +216,20 @@ class State:
     def enter(self, seq: Sequence, scheduler: Scheduler, predecessors: list[Sequence], now: float) -> None:
         """A new sequence begins its life."""
         self._register(seq, predecessors, now)
+        if self.notes is not None:
+            self.note(self.whole(seq))
         scheduler.residents.enter(seq, now)
 
     def enter_fork(self, seq: Sequence, parent: Sequence, scheduler: Scheduler, now: float) -> None:
         """A new sequence begins as a copy of a live one."""
         self._register(seq, [self.sequences[rid] for rid in parent.waits_for], now)
+        self.note(ForkRecord(seq.rid, parent.rid, seq.params, now))
         scheduler.residents.fork(parent, seq, now)
 
     def _register(self, seq: Sequence, predecessors: list[Sequence], now: float) -> None:
         self.sequences[seq.rid] = seq
+        if seq.client_request_id is not None:
+            self._requests[seq.owner, seq.client_request_id] = seq.rid
         self.jobs.enter(seq)
         self.jobs.hold(seq, predecessors)
         self.note_deadline(seq)
@@ -150,13 +245,21 @@ class State:
             self._idle.touch(seq.rid, now)
 
     def read_by(self, seq: Sequence, reader: int) -> None:
-        """The sequence's tokens go to `reader` from now on; whoever read it before is told."""
-        if seq.reader not in (NOBODY, reader):
+        """The sequence's tokens go to `reader` from now on. Whoever read it before is told, unless nobody follows: then it left itself."""
+        if seq.reader not in (NOBODY, reader) and reader != NOBODY:
             self.outbox.send(seq.reader, m.SeqReplaced(seq.rid))
         seq.reader = reader
+        if reader != NOBODY:
+            seq.attended = True
+            self._orphans.drop(seq.rid)
         scheduler = self.lanes[seq.model].scheduler
         if scheduler is not None:
             scheduler.rows.read(seq)
+
+    def orphan(self, seq: Sequence, now: float) -> None:
+        """The reader of a one-shot sequence died. Somebody else may go on reading for a while."""
+        self.read_by(seq, NOBODY)
+        self._orphans.touch(seq.rid, now)
 
     def wait(self, seq: Sequence, peer: int, req: int) -> None:
         """Answer `peer` when the sequence ends."""
@@ -176,6 +279,7 @@ class State:
         assert scheduler is not None
         count = seq.num_output if num_output is None else num_output
         self._tell_end(seq, reason, now, count)
+        self.note(EndRecord(seq.rid, count, seq.end, 0, now))
         scheduler.residents.end_turn(seq, count, now, drop=drop)
         self.touch(seq, now)
 
@@ -189,17 +293,26 @@ class State:
     def close_record(self, seq: Sequence, reason: FinishReason, now: float, num_output: int | None = None) -> None:
         """The one terminal record of a sequence that left its lane."""
         seq.reason, seq.ended_at = reason, now
-        if seq.generating or not seq.is_open:
-            self._tell_end(seq, reason, now, seq.num_output if num_output is None else num_output)
+        count = seq.num_output if num_output is None else num_output
+        if seq.generating:
+            self._tell_end(seq, reason, now, count)
             seq.generating = False
+        self.note(EndRecord(seq.rid, count, seq.end, int(reason), now))
         del self.sequences[seq.rid]
         self._idle.drop(seq.rid)
-        self.ended[seq.rid] = seq
-        self._record_age.touch(seq.rid, now)
-        self._ended_tokens += len(seq.tokens)
+        self._orphans.drop(seq.rid)
+        self._keep_record(seq)
         for peer, req in self._waiters.pop(seq.rid, ()):
             self.outbox.send(peer, _waited(req, seq))
         self._followers += [(each, ended_well(reason)) for each in self.jobs.ended(seq)]
+
+    def _keep_record(self, seq: Sequence) -> None:
+        assert seq.ended_at is not None
+        self.ended[seq.rid] = seq
+        self._record_age.touch(seq.rid, seq.ended_at)
+        self._ended_tokens += len(seq.tokens)
+        if seq.client_request_id is not None:
+            self._requests[seq.owner, seq.client_request_id] = seq.rid
 
     def settle(self, now: float) -> None:
         """Last act of every event: those that waited for a sequence that ended go on, or end too."""
@@ -226,6 +339,8 @@ class State:
             self._forget(rid)
         while len(self.ended) > _MAX_RECORDS or self._ended_tokens > _MAX_RECORD_TOKENS:
             self._forget(next(iter(self.ended)))
+        while (rid := self._orphans.older_than(now - self.limits.linger_s)) is not None:
+            self.finish(self.sequences[rid], FinishReason.CANCELLED, now)
         while (rid := self._idle.older_than(now - self.limits.idle_timeout_s)) is not None:
             seq = self.sequences[rid]
             if seq.has_work or seq.held_back:
@@ -238,6 +353,8 @@ class State:
         self._record_age.drop(rid)
         self._ended_tokens -= len(seq.tokens)
         self.jobs.forget(seq)
+        if seq.client_request_id is not None and self._requests.get((seq.owner, seq.client_request_id)) == rid:
+            del self._requests[seq.owner, seq.client_request_id]
 
     def check(self) -> None:
         """Assert all invariants; O(everything)."""

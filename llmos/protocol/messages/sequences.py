@@ -23,10 +23,12 @@ class SeqSubmit(Message, tag=60, frozen=True):
 
 
 class SeqAccepted(Message, tag=61, frozen=True):
-    """The answer to `SeqSubmit` and `SeqSpawn`."""
+    """The answer to `SeqSubmit` and `SeqSpawn`. `existing`: the same was asked before under the same `client_request_id`, this is the
+    sequence that was made then; `SeqAttach` reads it."""
 
     req: int
     rid: int
+    existing: bool = False
 
 
 class TokenEntry(Part, frozen=True):
