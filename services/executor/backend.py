@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 from llmos.config import ModelConfig
+from llmos.errors import ConfigError
 from llmos.protocol.messages import RowLogprobs, StepPlan
 
 Tick = Callable[[], None]
 OPENMP_SPINS = 1000
+MAX_PAGES = 2**31 - 1  # ids are int32 on the wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What was measured from below; goes into `ExecutorReady`."""
+    """What was measured from below; goes into `ExecutorReady`, whose fields these are."""
 
     num_pages: int
     page_size: int
@@ -38,6 +40,8 @@ class Capabilities:
     vocab_size: int
     dtype: str
     device: str
+    host_pages: int = 0
+    swap_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,15 @@ def open_backend(model: ModelConfig, directory: Path, limits: Limits, tick: Tick
     from llmos.services.executor.cpu import CpuBackend  # imports torch, which the fake must never do
 
     return CpuBackend.open(model, directory, limits, tick)
+
+
+def fitting_pages(key: str, gib: float, page_bytes: int) -> int:
+    """Pages that the memory of a configuration key holds; `ConfigError` if that is none."""
+    fitting = int(gib * 2**30) // page_bytes
+    if fitting < 1:
+        need = page_bytes / 2**30
+        raise ConfigError(f"{key}: {gib} GiB holds no page; one page takes {need:.3g} GiB", field=key)
+    return min(fitting, MAX_PAGES)
 
 
 def limit_openmp_spinning() -> None:

@@ -1,12 +1,14 @@
 """The CPU backend: torch, weights packed once, paged attention over gathered pages.
 
-`execute` is one step: apply the plan, flatten its work, one forward pass, sample, write the tokens back into the row table. Nothing
-waits for the microkernel inside it, and the next plan may already be in the socket.
+`execute` is one step: move pages, apply the plan to the rows, flatten its work, one forward pass, sample, write the tokens back into
+the row table. Nothing waits for the microkernel inside it, and the next plan may already be in the socket.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,12 @@ from llmos.protocol.messages import StepPlan
 from llmos.services.executor.attention import PagedAttention
 from llmos.services.executor.backend import Capabilities, Limits, StepOutput, Tick
 from llmos.services.executor.batch import build_batch
+from llmos.services.executor.host_cache import HostCache, count_host_pages
 from llmos.services.executor.kv_cache import KVCache, count_pages
 from llmos.services.executor.linear import make_linear
 from llmos.services.executor.loader import load_decoder
 from llmos.services.executor.models.decoder import Decoder
+from llmos.services.executor.page_moves import PageMoves, read_moves
 from llmos.services.executor.rows import RowTable
 from llmos.services.executor.sampler import Sampled, sample
 from llmos.services.executor.spec import limit_context, read_spec
@@ -35,11 +39,12 @@ log = logging.getLogger(__name__)
 class CpuBackend:
     """Executes plans on the processor."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, max_context: int, limits: Limits) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, host: HostCache, max_context: int, limits: Limits) -> None:
         spec = decoder.spec
         context = min(max_context, cache.num_pages * cache.page_size)
         self.decoder = decoder
         self.cache = cache
+        self.host = host
         self.attention = PagedAttention(spec, cache)
         self.rows = RowTable(limits.max_rows, context, cache.page_size, cache.num_pages)
         dtype = str(cache.dtype).removeprefix("torch.")
@@ -52,11 +57,15 @@ class CpuBackend:
             spec.vocab_size,
             dtype,
             "cpu",
+            host.num_pages,
+            host.measure_us(),
         )
         self.description = (
             f"{spec.architecture}, {spec.num_layers} layers, {dtype} on cpu with {torch.get_num_threads()} threads, "
             f"{cache.num_pages} pages of {cache.page_size} tokens ({cache.num_bytes / 2**30:.2f} GiB)"
         )
+        if host.num_pages:
+            self.description += f", {host.num_pages} host pages ({host.num_bytes / 2**30:.2f} GiB)"
 
     @classmethod
     def open(cls, model: ModelConfig, directory: Path, limits: Limits, tick: Tick) -> CpuBackend:
@@ -66,21 +75,22 @@ class CpuBackend:
         max_context = limit_context(spec, model.max_context)
         decoder, dtype = load_decoder(directory, spec, model.dtype, make_linear, tick)
         num_pages = count_pages(spec, model.page_size, dtype, model.num_pages, model.kv_cache_gib)
-        try:
+        host_pages = count_host_pages(spec, model.page_size, dtype, model.host_cache_gib)
+        with _allocating(f"{num_pages} pages of KV cache", "num_pages"):
             cache = KVCache(spec, num_pages, model.page_size, dtype)
-        except RuntimeError as error:  # torch has no narrower type for an allocation that fails
-            raise ConfigError(
-                f"{num_pages} pages of KV cache do not fit in memory: {error}", field="num_pages"
-            ) from None
-        return cls(decoder, cache, max_context, limits)
+        with _allocating(f"{host_pages} host pages", "host_cache_gib"):
+            host = HostCache(cache, host_pages)
+        return cls(decoder, cache, host, max_context, limits)
 
     def reset(self) -> None:
         self.rows.clear()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
+        self._move(read_moves(plan, self.cache.num_pages, self.host.num_pages))
         work = self.rows.apply(plan)
         self.cache.clear(work.fresh_pages)
+        self.cache.clear_slots(*work.stale_slots)
         failed = list(work.skipped)
         if not work.decode.size and not work.chunks:
             return StepOutput(b"", (), _failures(failed))
@@ -95,6 +105,19 @@ class CpuBackend:
         self.rows.append(sampled.rows, sampled.tokens)
         self.rows.failed[list(sampled.failed)] = True
         return StepOutput(_samples(sampled), sampled.logprobs, _failures([*failed, *sampled.failed]))
+
+    def _move(self, moves: PageMoves) -> None:
+        self.host.swap_out(moves.swap_out)
+        self.host.swap_in(moves.swap_in)
+        self.cache.copy(moves.copies)
+
+
+@contextmanager
+def _allocating(what: str, key: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch has no narrower type for an allocation that fails
+        raise ConfigError(f"{what} do not fit in memory: {error}", field=key) from None
 
 
 def _samples(sampled: Sampled) -> bytes:

@@ -1,7 +1,9 @@
 """A backend without a model: a token is a hash of (seed, position). Same ABI, same checks, no torch.
 
 It honours lengths, pages and seeds but no sampling parameter that needs logits; where log-probabilities are asked for it reports
-certainty (0.0). `step_s`, in a process LLMOS_FAKE_STEP_MS (milliseconds), makes a step last at least that long.
+certainty (0.0). It claims host pages too: `host_cache_gib` at 64 bytes a token, and a microsecond to swap one.
+`step_s`, in a process LLMOS_FAKE_STEP_MS (milliseconds), makes a step last at least that long. `check`, in a process
+LLMOS_FAKE_CHECK=1, remembers what each page slot would hold and ends with an assertion when a row meets other tokens than its own.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from llmos.config import ModelConfig
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import RowLogprobs, StepPlan, TokenLogprobs
 from llmos.services.executor import noise
-from llmos.services.executor.backend import Capabilities, Limits, StepOutput
+from llmos.services.executor.backend import Capabilities, Limits, StepOutput, fitting_pages
+from llmos.services.executor.fake_contents import PageContents
+from llmos.services.executor.page_moves import read_moves
 from llmos.services.executor.rows import RowTable
 from llmos.services.executor.spec import CONFIG_FILE, limit_context, read_spec
 
@@ -25,6 +29,9 @@ DEFAULT_VOCAB = 32_000  # where the directory has no config.json
 DEFAULT_CONTEXT = 8192
 DEFAULT_PAGES = 4096
 STEP_MS_VARIABLE = "LLMOS_FAKE_STEP_MS"
+CHECK_VARIABLE = "LLMOS_FAKE_CHECK"
+BYTES_PER_TOKEN = 64
+SWAP_US = 1.0
 
 
 def fake_token(seed: int, position: int, vocab_size: int) -> int:
@@ -37,15 +44,17 @@ class FakeBackend:
 
     def __init__(
         self, limits: Limits, *, vocab_size: int = DEFAULT_VOCAB, max_context: int = DEFAULT_CONTEXT,
-        num_pages: int = DEFAULT_PAGES, page_size: int = 16, step_s: float = 0.0,
+        num_pages: int = DEFAULT_PAGES, page_size: int = 16, host_pages: int = 0, step_s: float = 0.0, check: bool = False,
     ) -> None:  # fmt: skip
         context = min(max_context, num_pages * page_size)
         self.capabilities = Capabilities(
-            num_pages, page_size, limits.max_rows, limits.max_step_tokens, context, vocab_size, "none", "fake"
-        )
+            num_pages, page_size, limits.max_rows, limits.max_step_tokens, context, vocab_size, "none", "fake", host_pages,
+            SWAP_US if host_pages else 0.0,
+        )  # fmt: skip
         self.description = f"fake model, {vocab_size} tokens"
         self.step_s = step_s
         self.rows = RowTable(limits.max_rows, context, page_size, num_pages)
+        self.contents = PageContents(num_pages, page_size, host_pages) if check else None
 
     @classmethod
     def open(cls, model: ModelConfig, directory: Path, limits: Limits) -> FakeBackend:
@@ -54,17 +63,26 @@ class FakeBackend:
         if (directory / CONFIG_FILE).exists():
             spec = read_spec(directory)
             vocab_size, context = spec.vocab_size, limit_context(spec, model.max_context)
+        gib, page_bytes = model.host_cache_gib, model.page_size * BYTES_PER_TOKEN
         return cls(
             limits, vocab_size=vocab_size, max_context=context, num_pages=model.num_pages or DEFAULT_PAGES,
-            page_size=model.page_size, step_s=float(os.environ.get(STEP_MS_VARIABLE, "0")) / 1000,
+            page_size=model.page_size, host_pages=fitting_pages("host_cache_gib", gib, page_bytes) if gib else 0,
+            step_s=float(os.environ.get(STEP_MS_VARIABLE, "0")) / 1000, check=os.environ.get(CHECK_VARIABLE) == "1",
         )  # fmt: skip
 
     def reset(self) -> None:
         self.rows.clear()
+        if self.contents is not None:
+            self.contents.clear()
 
     def execute(self, plan: StepPlan) -> StepOutput:
         started = time.monotonic()
+        moves = read_moves(plan, self.capabilities.num_pages, self.capabilities.host_pages)
         work = self.rows.apply(plan)
+        if self.contents is not None:
+            self.contents.move(moves)
+            self.contents.enter([add.row for add in plan.row_adds], work, self.rows)
+            self.contents.compute(work, self.rows)
         self.rows.computed_to(work)
         sampling = [*work.decode.tolist(), *(chunk.row for chunk in work.chunks if chunk.sample)]
         rows = np.array(sampling, dtype=np.int64)

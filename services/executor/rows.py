@@ -4,6 +4,7 @@ States of a row: free -> live (RowAdd) -> failed (its logits were not finite; it
 `apply` turns a `StepPlan` into `Work`: which tokens to compute and which rows to sample. Invariants, asserted because only the
 microkernel writes plans: rows and pages are in range, a row is added when free and used when live, `computed` never passes
 `length`, and every token that is computed has a page. `pages[row]` beyond `num_pages[row]` repeats the row's own first page.
+A row enters with pages that others may read; the page that holds its first token to compute is its alone if any slot follows there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from llmos.protocol.params import SamplingParams
 from llmos.services.executor.sampling_columns import SamplingColumns
 
 Ints = npt.NDArray[np.int64]
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One step's work. `fresh_pages` changed hands; `skipped` are failed rows that the plan still names."""
+    """One step's work. `fresh_pages` changed hands; `stale_slots` (pages, offsets) lie behind the computed tokens in pages that rows
+    enter with, where a forked or finished sequence may have been further; `skipped` are failed rows that the plan still names."""
 
     decode: Ints
     chunks: tuple[Chunk, ...]
     fresh_pages: Ints
+    stale_slots: tuple[Ints, Ints]
     skipped: tuple[int, ...]
 
 
@@ -84,7 +88,8 @@ class RowTable:
         failed = self.failed[self._decode]
         skipped = [int(row) for row in self._decode[failed]] + [c.row for c in chunks if self.failed[c.row]]
         live = tuple(chunk for chunk in chunks if not self.failed[chunk.row])
-        return Work(self._decode[~failed], live, np.concatenate(fresh), tuple(skipped))
+        stale = self._stale_slots([add.row for add in plan.row_adds])
+        return Work(self._decode[~failed], live, np.concatenate(fresh), stale, tuple(skipped))
 
     def computed_to(self, work: Work) -> None:
         """The KV of all tokens of `work` is in the cache now."""
@@ -132,6 +137,17 @@ class RowTable:
         self.num_pages[row] = 0
         self._set_pages(row, pages)
         return pages[cached:]
+
+    def _stale_slots(self, rows: list[int]) -> tuple[Ints, Ints]:
+        """(page, offset) of the slots of partial pages of rows that just entered, but for the one that is written first anyway: that
+        one may be the last of a full page, which others read."""
+        pages, offsets = [_NONE], [_NONE]
+        for row in rows:
+            computed = int(self.computed[row])
+            if computed % self.page_size:
+                offsets.append(np.arange(computed % self.page_size + 1, self.page_size))
+                pages.append(np.full(offsets[-1].size, self.pages[row, computed // self.page_size], dtype=np.int64))
+        return np.concatenate(pages), np.concatenate(offsets)
 
     def _append_pages(self, appends: Ints) -> Ints:
         for row, index, page in appends.tolist():

@@ -1,8 +1,8 @@
 """The executor process: load a model, register with the microkernel, execute its plans until asked to stop.
 
 States: loading -> greeting (hello sent) -> announcing (ExecutorReady sent) -> serving (ExecutorWelcome with a generation received).
-A microkernel that restarted answers with an Error whose field is "hello": back to greeting, and its welcome starts a new
-generation with an empty row table. Plans of another generation are dropped and counted.
+When the supervisor says that another microkernel took over: back to greeting, and its welcome starts a new generation with an empty
+row table. Plans of another generation are dropped and counted.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class ExecutorService:
         self.steps = 0
         self.plans_dropped = 0
         self._ready = False
+        self._kernel_restarts = 0
         self._idle_since = time.monotonic()
 
     def run(self, greet_timeout_s: float) -> None:
@@ -80,6 +81,14 @@ class ExecutorService:
             else:
                 self._handle(message)
             self.pulse()
+            if self.line.kernel_restarts != self._kernel_restarts:
+                self._greet_again()
+
+    def _greet_again(self) -> None:
+        self._kernel_restarts = self.line.kernel_restarts
+        log.info("the microkernel restarted; registering again")
+        self.generation = _NO_GENERATION
+        self.port.send(handshake.hello("executor", self.name))
 
     def _receive(self) -> Message | None:
         try:
@@ -97,9 +106,7 @@ class ExecutorService:
             handshake.check_answer(message, "the microkernel")
             self._announce()
         elif isinstance(message, Error) and message.field == "hello":
-            log.info("the microkernel restarted; registering again")
-            self.generation = _NO_GENERATION
-            self.port.send(handshake.hello("executor", self.name))
+            log.info("a result came to a microkernel that does not know us yet")  # the supervisor will tell us to greet it
         elif isinstance(message, Error):
             raise from_code(message.code, message.message, field=message.field)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from specs import make_spec
 
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import RowAdd, StepPlan
@@ -11,17 +12,6 @@ from llmos.protocol.params import SamplingParams
 from llmos.services.executor.batch import build_batch, padded_context
 from llmos.services.executor.kv_cache import KVCache
 from llmos.services.executor.rows import RowTable
-from llmos.services.executor.spec import ModelSpec, RopeSpec
-
-
-def make_spec(**changes) -> ModelSpec:
-    fields = {
-        "architecture": "LlamaForCausalLM", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_layers": 2,
-        "num_heads": 4, "num_kv_heads": 2, "head_dim": 2, "norm_eps": 1e-6, "max_context": 1024, "tie_embeddings": True,
-        "qkv_bias": False, "o_bias": False, "mlp_bias": False, "qk_norm": False, "rope": RopeSpec("default", 1e4),
-        "windows": (0, 0), "dtype": "float32",
-    }  # fmt: skip
-    return ModelSpec(**fields | changes)
 
 
 def make_cache(num_pages: int = 100, page_size: int = 4) -> KVCache:
@@ -71,6 +61,20 @@ def test_batch_of_decode_rows_and_chunks():
     assert (tiles[1] - tiles[0]).unique().tolist() == [200], "V lies num_pages * heads tiles after K"
     # The newest token of row 2 is at position 5: page 31, offset 1.
     assert batch.slots.view(9, 2, 2)[0].tolist() == [[62 * 4 + 1, 63 * 4 + 1], [262 * 4 + 1, 263 * 4 + 1]]
+
+
+def test_slots_behind_the_computed_tokens_of_entering_rows_are_stale_but_for_the_one_written_first():
+    rows = RowTable(max_rows=8, max_context=64, page_size=4, num_pages=100)
+    adds = (
+        add(0, 8, [10, 11], computed=5),  # computes slot 1 of page 11 next
+        add(1, 8, [20, 21, 22], computed=7),  # the last slot of page 21, which others may read
+        add(2, 8, [30, 31], computed=4),
+        add(3, 3, [40]),
+    )
+    work = rows.apply(StepPlan(1, 1, b"", adds, b"", b"", b""))
+    assert [part.tolist() for part in work.stale_slots] == [[11, 11], [2, 3]]
+    assert work.fresh_pages.tolist() == [22, 31, 40]
+    assert rows.apply(StepPlan(1, 2, b"", (), b"", b"", b"")).stale_slots[0].size == 0
 
 
 def test_stored_vectors_are_gathered_back():

@@ -10,7 +10,7 @@ import pytest
 from plan_driver import PlanDriver
 
 from llmos.config import ModelConfig
-from llmos.errors import ModelError
+from llmos.errors import ConfigError, ModelError
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import RowAdd, StepPlan
 from llmos.protocol.params import SamplingParams
@@ -70,6 +70,26 @@ def test_opens_without_a_model_directory_and_with_one(tmp_path, monkeypatch):
         FakeBackend.open(config, tmp_path, Limits(4, 32))
 
 
+def test_host_pages_come_from_the_configuration_and_the_check_from_the_environment(tmp_path, monkeypatch):
+    config = ModelConfig(name="m", backend="fake", page_size=8, host_cache_gib=3 / 2**10)
+    plain = FakeBackend.open(config, tmp_path, Limits(4, 32))
+    assert (plain.capabilities.host_pages, plain.capabilities.swap_us) == (3 * 2**20 // (8 * 64), 1.0)
+    assert plain.contents is None
+    monkeypatch.setenv("LLMOS_FAKE_CHECK", "1")
+    without = FakeBackend.open(ModelConfig(name="m", backend="fake"), tmp_path, Limits(4, 32))
+    assert (without.capabilities.host_pages, without.capabilities.swap_us) == (0, 0.0)
+    assert without.contents is not None
+    with pytest.raises(ConfigError, match="host_cache_gib: 1e-07 GiB holds no page") as caught:
+        FakeBackend.open(ModelConfig(name="m", backend="fake", host_cache_gib=1e-7), tmp_path, Limits(4, 32))
+    assert caught.value.field == "host_cache_gib"
+
+
+def test_a_plan_of_moves_alone_is_answered():
+    moves = {"swap_out": pack_i32([1, 0]), "swap_in": pack_i32([0, 2]), "copies": pack_i32([3, 4])}
+    output = make_fake(host_pages=1).execute(StepPlan(1, 1, b"", (), b"", b"", b"", **moves))
+    assert (output.samples, output.logprobs, output.failed) == (b"", (), b"")
+
+
 def test_no_torch_in_its_process():
     code = (
         "import sys; import llmos.services.executor.service, llmos.services.executor.fake;"
@@ -83,8 +103,9 @@ def add(row: int = 0, tokens: tuple[int, ...] = (1, 2, 3), pages: tuple[int, ...
     return RowAdd(row=row, tokens=pack_i32(tokens), pages=pack_i32(pages), **fields)
 
 
-def plan(adds=(), *, frees=(), appends=(), prefill=(), decode=()) -> StepPlan:
-    return StepPlan(1, 1, pack_i32(frees), tuple(adds), pack_i32(appends), pack_i32(prefill), pack_i32(decode))
+def plan(adds=(), *, frees=(), appends=(), prefill=(), decode=(), moves=((), (), ())) -> StepPlan:
+    work = (pack_i32(values) for values in (appends, prefill, decode, *moves))
+    return StepPlan(1, 1, pack_i32(frees), tuple(adds), *work)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +129,9 @@ def plan(adds=(), *, frees=(), appends=(), prefill=(), decode=()) -> StepPlan:
         ([plan([add(pages=())], prefill=[0, 0, 3, 1])], "no page for"),
         ([plan([add()], decode=[0])], "more than their newest token"),
         ([plan(decode=[5])], "one is free"),
+        ([plan(moves=([64, 0], [], []))], r"pages \[64\] of 64"),
+        ([plan(moves=([], [0, 1], []))], r"host pages \[0\] of 0"),
+        ([plan(moves=([], [], [1, 2, 3, 2]))], r"pages \[2\] are written twice"),
         ([plan([add(tokens=(1, 2, 3, 4))], prefill=[0, 0, 4, 1]), plan(decode=[0])], "no page for their newest token"),
     ],
 )

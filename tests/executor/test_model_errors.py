@@ -181,6 +181,21 @@ def test_cache_larger_than_memory(tmp_path):
         load(copy_of(tmp_path), num_pages=2**31 - 1)
 
 
+def test_host_cache_too_small_for_a_page(tmp_path):
+    with pytest.raises(ConfigError, match="host_cache_gib: 1e-06 GiB holds no page") as caught:
+        load(copy_of(tmp_path), host_cache_gib=1e-6)
+    assert caught.value.field == "host_cache_gib"
+    capabilities = load(copy_of(tmp_path / "again"), host_cache_gib=0.001).capabilities
+    assert capabilities.host_pages == int(0.001 * 2**30) // (3 * 2 * 2 * 16 * 12 * 4)
+    assert 0.0 < capabilities.swap_us < 1e4
+
+
+def test_host_cache_larger_than_memory(tmp_path):
+    with pytest.raises(ConfigError, match="2147483647 host pages do not fit in memory") as caught:
+        load(copy_of(tmp_path), host_cache_gib=65_536)
+    assert caught.value.field == "host_cache_gib"
+
+
 def test_no_weights(tmp_path):
     directory = copy_of(tmp_path)
     (directory / "model.safetensors").unlink()

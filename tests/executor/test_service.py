@@ -131,12 +131,16 @@ def test_fake_executor_serves_plans_and_survives_a_new_microkernel():
 def test_cpu_executor_serves_a_model():
     with run_dir() as where:
         make_model("llama-tied", where.path / "model")
-        config = f'[[models]]\nname = "m"\npath = "{where.path}/model"\nnum_pages = 9\nthreads = 1\n'
+        config = (
+            f'[[models]]\nname = "m"\npath = "{where.path}/model"\nnum_pages = 9\nthreads = 1\nhost_cache_gib = 0.001\n'
+        )
         kernel = Kernel(where)
         with executor(where, config) as child:
             ready = kernel.welcome(1)
             assert (ready.num_pages, ready.max_context, ready.vocab_size) == (9, 9 * 16, 160)
             assert (ready.dtype, ready.device) == ("float32", "cpu")
+            assert ready.host_pages == int(0.001 * 2**30) // (3 * 2 * 2 * 16 * 12 * 4)
+            assert ready.swap_us > 0
             kernel.send(plan(1, 1, [add(0, [1, 2, 3], logprobs=2)], [0, 0, 3, 1]))
             result = kernel.receive()
             row, position, token = unpack_i32(result.samples)

@@ -1,4 +1,5 @@
-"""`PlanDriver` plays the microkernel for one backend: pages, chunked prefill, decode, preemption by recompute. For tests only."""
+"""`PlanDriver` plays the microkernel for one backend: pages, chunked prefill, decode, preemption by recompute, copy-on-write,
+swapping. For tests only."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from llmos.protocol.params import SamplingParams
 
 @dataclass(eq=False)
 class Seq:
-    """A sequence as the driver sees it."""
+    """A sequence as the driver sees it. Without a row it may hold pages that it enters with, or host pages while swapped out."""
 
     prompt: list[int]
     params: SamplingParams
@@ -22,7 +23,7 @@ class Seq:
     row: int | None = None
     pages: list[int] = field(default_factory=list)
     computed: int = 0
-    prefix: list[int] = field(default_factory=list)
+    host_pages: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     failed: int | None = None
 
@@ -44,7 +45,9 @@ class PlanDriver:
         self.page_size = backend.capabilities.page_size
         # Last freed, first used: stale contents are met at once.
         self.free_pages = list(range(backend.capabilities.num_pages))
+        self.free_host_pages = list(range(backend.capabilities.host_pages))
         self.free_rows = list(range(backend.capabilities.max_rows))
+        self._forget_moves()
         self.seqs: list[Seq] = []
         self.frees: list[int] = []
         self.last_decode: list[int] = []
@@ -55,25 +58,50 @@ class PlanDriver:
         """A new sequence; `prefix_of` shares that sequence's full pages, as the prefix cache does."""
         seq = Seq(list(prompt), SamplingParams(**{"temperature": 0.0, "seed": 0} | params), max_tokens, list(prompt))
         if prefix_of is not None:
-            shared = next(i for i, (a, b) in enumerate(zip([*prefix_of.tokens, -1], [*prompt, -2])) if a != b)
-            num_pages = min(shared, len(prompt) - 1, prefix_of.computed) // self.page_size
-            seq.prefix = prefix_of.pages[:num_pages]
+            num_pages = _common(prefix_of, seq) // self.page_size
+            self._enter_with(seq, prefix_of.pages[:num_pages], num_pages * self.page_size)
         self.seqs.append(seq)
         return seq
 
+    def fork(self, parent: Seq, max_tokens: int, *, prompt: list[int] | None = None, **params) -> Seq:
+        """A copy of `parent`, or a sequence that goes on from it as far as `prompt` is alike; the last page is copied if partial."""
+        child = self.add(prompt or parent.prompt, max_tokens, **params)
+        child.tokens = list(prompt or parent.tokens)
+        shared = _common(parent, child)
+        pages = parent.pages[: shared // self.page_size]
+        if shared % self.page_size:
+            source, target = parent.pages[len(pages)], self.free_pages.pop()
+            self.copies += (source, target)
+            pages.append(target)
+        self._enter_with(child, pages, shared)
+        return child
+
     def release(self, seq: Seq) -> None:
         """End or preempt: the row and the pages are free at the next step."""
-        assert seq.row is not None
-        self.frees.append(seq.row)
-        self.free_rows.append(seq.row)
-        used_by_others = {page for other in self.seqs if other is not seq for page in (*other.pages, *other.prefix)}
-        self.free_pages.extend(page for page in seq.pages if page not in used_by_others)
-        seq.row, seq.pages, seq.computed, seq.prefix = None, [], 0, []
+        self._take_row(seq)
+        self._let_go(seq)
+        seq.computed = 0
+
+    def swap_out(self, seq: Seq) -> None:
+        """The sequence loses its row, and its pages move to the host at the next step."""
+        self._take_row(seq)
+        seq.host_pages = [self.free_host_pages.pop() for _ in seq.pages]
+        self.out += [page for pair in zip(seq.pages, seq.host_pages) for page in pair]
+        self._let_go(seq)
+
+    def swap_in(self, seq: Seq) -> None:
+        """Its pages come back, to others than before, and it goes on, at the next step."""
+        seq.pages = [self.free_pages.pop() for _ in seq.host_pages]
+        self.back += [page for pair in zip(seq.host_pages, seq.pages) for page in pair]
+        self.returned += seq.host_pages
+        seq.host_pages = []
 
     def step(self) -> None:
         """One plan and its result."""
         plan, expected = self._plan()
         output = self.backend.execute(plan)
+        self.free_host_pages += self.returned  # not before: a plan swaps out before it swaps in
+        self._forget_moves()
         by_row = {seq.row: seq for seq in self.seqs if seq.row is not None}
         for row, reason in _triples(output.failed, 2):
             by_row[row].failed = reason
@@ -90,12 +118,31 @@ class PlanDriver:
             self.release(seq)
 
     def run(self) -> None:
-        while any(not seq.done for seq in self.seqs):
+        """Until all are done but those that are swapped out."""
+        while any(not seq.done and not seq.host_pages for seq in self.seqs):
             self.step()
+
+    def _enter_with(self, seq: Seq, pages: list[int], num_tokens: int) -> None:
+        seq.pages, seq.computed = list(pages), num_tokens
+
+    def _take_row(self, seq: Seq) -> None:
+        assert seq.row is not None
+        self.frees.append(seq.row)
+        self.free_rows.append(seq.row)
+        seq.row = None
+
+    def _let_go(self, seq: Seq) -> None:
+        used_by_others = {page for other in self.seqs if other is not seq for page in other.pages}
+        self.free_pages.extend(page for page in seq.pages if page not in used_by_others)
+        seq.pages = []
+
+    def _forget_moves(self) -> None:
+        self.out, self.back, self.copies, self.returned = [], [], [], []
 
     def _plan(self) -> tuple[StepPlan, set[int]]:
         frees, self.frees = self.frees, []
-        adds = [self._add_row(seq) for seq in self.seqs if seq.row is None and not seq.done and self.free_rows]
+        entering = [seq for seq in self.seqs if seq.row is None and not seq.done and not seq.host_pages]
+        adds = [self._add_row(seq) for seq in entering[: len(self.free_rows)]]
         appends, prefill, decode = array("i"), array("i"), []
         for seq in [seq for seq in self.seqs if seq.row is not None]:
             left = len(seq.tokens) - seq.computed
@@ -114,13 +161,19 @@ class PlanDriver:
         expected = set(decode) | {row for row, _, _, sample in _triples(prefill.tobytes(), 4) if sample}
         blob = None if same else pack_i32(decode)
         step = next(self.step_numbers)
-        return StepPlan(1, step, pack_i32(frees), tuple(adds), appends.tobytes(), prefill.tobytes(), blob), expected
+        moves = (pack_i32(pairs) for pairs in (self.out, self.back, self.copies))
+        plan = StepPlan(1, step, pack_i32(frees), tuple(adds), appends.tobytes(), prefill.tobytes(), blob, *moves)
+        return plan, expected
 
     def _add_row(self, seq: Seq) -> RowAdd:
         seq.row = self.free_rows.pop()
-        seq.pages = list(seq.prefix)
-        seq.computed = len(seq.pages) * self.page_size
         return RowAdd(seq.row, 7, pack_i32(seq.tokens), len(seq.prompt), seq.computed, pack_i32(seq.pages), seq.params)
+
+
+def _common(parent: Seq, child: Seq) -> int:
+    """Tokens that the parent has computed and the child need not."""
+    pairs = zip(parent.tokens[: parent.computed], child.tokens[:-1])
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(parent.computed, len(child.tokens) - 1))
 
 
 def _triples(blob: bytes, width: int) -> list[tuple[int, ...]]:
