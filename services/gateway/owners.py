@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import os
 import pwd
+from dataclasses import dataclass
 from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """A client that asks. `client` is its routing id."""
+
+    client: bytes
+    owner: str
+    is_administrator: bool
+
+    @property
+    def limited_to(self) -> str | None:
+        """Whose sequences it may touch, as the microkernel's `owner`; None = anybody's."""
+        return None if self.is_administrator else self.owner
 
 
 @lru_cache(maxsize=1024)

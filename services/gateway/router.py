@@ -13,10 +13,8 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from llmos.codes import FinishReason
 from llmos.errors import InvalidRequest, LlmosError, Overloaded, Unavailable, from_code
 from llmos.ports.core import error_message
 from llmos.protocol.codec import unpack_i64
@@ -25,38 +23,37 @@ from llmos.protocol.messages import (
     Cancel,
     Decoded,
     DecodeStep,
+    Done,
     Encode,
     Encoded,
     Error,
-    Generate,
     Message,
     ModelInfo,
     ModelInfoList,
     SeqAccepted,
-    SeqCancel,
+    SeqAppend,
+    SeqAppended,
+    SeqAttach,
+    SeqAttached,
+    SeqContinue,
+    SeqReplaced,
+    SeqSpawn,
     SeqSubmit,
     SeqTokens,
     TokenEntry,
-    Tokenize,
-    Tokenized,
 )
 from llmos.services.gateway.clients import ClientState, ClientTable
-from llmos.services.gateway.owners import is_administrator, owner_name
-from llmos.services.gateway.requests import Outbox, Request, RequestState, Terms
-from llmos.services.gateway.validate import check_generate, check_tokenize, check_tokens
+from llmos.services.gateway.intake import INTAKE, Entry
+from llmos.services.gateway.owners import Asker, is_administrator, owner_name
+from llmos.services.gateway.readers import Readers
+from llmos.services.gateway.requests import Outbox, Request, RequestState
+from llmos.services.gateway.streams import Stream
 
 log = logging.getLogger(__name__)
-ANSWER_TIMEOUT_S = 20.0  # for Encode and for SeqSubmit
+ANSWER_TIMEOUT_S = 20.0  # for Encode and for each question to the microkernel
 Send = Callable[[Message], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class _Tokenization:
-    """A Tokenize request on its way through the tokenizer."""
-
-    client: bytes
-    req: int
-    model: str
+_QUESTIONS = (SeqSubmit, SeqSpawn, SeqAppend, SeqContinue, SeqAttach)
+_UNANSWERED = (RequestState.SUBMITTED, RequestState.ORPHANED)
 
 
 class Router:
@@ -70,12 +67,11 @@ class Router:
         self._max_in_flight = max_in_flight
         self._numbers = itertools.count(1)
         self._requests: dict[int, Request] = {}
-        self._by_rid: dict[int, Request] = {}
-        self._tokenizations: dict[int, _Tokenization] = {}
+        self._readers = Readers()
         self._deadlines: deque[tuple[float, int, RequestState]] = deque()
 
     def __len__(self) -> int:
-        return len(self._requests) + len(self._tokenizations)
+        return len(self._requests)
 
     def next_number(self) -> int:
         return next(self._numbers)
@@ -84,73 +80,51 @@ class Router:
 
     def on_client(self, client: ClientState[int], message: Any, now: float) -> None:
         out = Outbox()
-        if isinstance(message, (Generate, Tokenize)):
+        if type(message) in INTAKE:
             try:
-                self._admit(client, message)
-                if isinstance(message, Generate):
-                    self._generate(client, message, now, out)
-                else:
-                    self._tokenize(client, message, now, out)
-            except LlmosError as error:
-                out.client.append((client.peer.routing_id, error_message(error, message.req)))
+                self._enter(client, message, now, out)
+            except LlmosError as refusal:
+                out.client.append((client.peer.routing_id, error_message(refusal, message.req)))
         elif isinstance(message, (Ack, Cancel)):
             request = self._requests.get(client.requests.get(message.req, 0))
-            if request is None:
-                return  # it has just ended
-            if isinstance(message, Ack):
-                request.acknowledge(message.upto, out)
-            else:
-                request.cancel(out)
-                self._settle(request)
+            if isinstance(request, Stream):  # others have just ended, or are answered at once
+                if isinstance(message, Ack):
+                    request.acknowledge(message.upto, out)
+                else:
+                    request.cancel(out)
+                    self._settle(request)
         else:
-            text = f"{type(message).__name__} belongs on the client-control socket"
-            out.client.append(
-                (client.peer.routing_id, error_message(InvalidRequest(text, field="message"), message.req))
-            )
+            error = InvalidRequest(f"{type(message).__name__} belongs on the client-control socket", field="message")
+            out.client.append((client.peer.routing_id, error_message(error, message.req)))
         self._flush(out)
 
     def on_client_gone(self, client: ClientState[int]) -> None:
-        """The client left: its sequences have no reader."""
+        """The client left: nobody waits for its requests."""
         out = Outbox()
         numbers, client.requests = list(client.requests.values()), {}
         if numbers:
             log.info("client %r (pid %d) left %d requests", client.peer.name, client.peer.pid, len(numbers))
         for number in numbers:
-            self._tokenizations.pop(number, None)
             request = self._requests.get(number)
             if request is not None:
                 request.abandon(out)
                 self._settle(request)
         self._flush(out)
 
-    def _admit(self, client: ClientState[int], message: Generate | Tokenize) -> None:
+    def _enter(self, client: ClientState[int], message: Any, now: float, out: Outbox) -> None:
+        """Begin a request; raises the typed refusal."""
         if message.req <= 0 or message.req in client.requests:
             raise InvalidRequest(f"req: {message.req} is in use or not positive", field="req")
         if len(client.requests) >= self._max_in_flight:
             raise Overloaded(f"{len(client.requests)} requests of this client are in flight, the limit")
-
-    def _generate(self, client: ClientState[int], message: Generate, now: float, out: Outbox) -> None:
-        checked = check_generate(message, self.models, is_administrator(client.peer.uid))
-        number, owner = next(self._numbers), owner_name(client.peer.uid)
-        routing_id, model = client.peer.routing_id, checked.model.model
-        terms = Terms(message.client_request_id, message.nice, message.deadline_ms, now)
-        request = Request(number, routing_id, message.req, model, checked.params, owner, terms)
-        if message.token_ids is not None:
-            params = check_tokens(message.token_ids, checked.params, checked.model)
-            request.encoded(message.token_ids, params, now, out)
-        else:
-            out.text.append(Encode(number, model, message.text, message.messages))
-        self._requests[number] = request
-        client.requests[message.req] = number
-        self._deadlines.append((now + ANSWER_TIMEOUT_S, number, request.state))
-
-    def _tokenize(self, client: ClientState[int], message: Tokenize, now: float, out: Outbox) -> None:
-        info = check_tokenize(message, self.models)
-        number = next(self._numbers)
-        self._tokenizations[number] = _Tokenization(client.peer.routing_id, message.req, info.model)
-        client.requests[message.req] = number
-        out.text.append(Encode(number, info.model, message.text, message.messages, pieces=True))
-        self._deadlines.append((now + ANSWER_TIMEOUT_S, number, RequestState.ENCODING))
+        peer = client.peer
+        asker = Asker(peer.routing_id, owner_name(peer.uid), is_administrator(peer.uid))
+        request = INTAKE[type(message)](message, Entry(asker, next(self._numbers), now, self.models, out))
+        self._requests[request.number] = request
+        client.requests[message.req] = request.number
+        if request.rid:
+            self._readers.asks(request.rid)
+        self._expect(request, now)
 
     # ------------------------------------------------------------ from the tokenizer
 
@@ -159,7 +133,7 @@ class Router:
         if isinstance(message, Decoded):
             for item in message.items:
                 request = self._requests.get(item.stream)
-                if request is not None:
+                if isinstance(request, Stream):
                     request.decoded(item, out)
                     self._settle(request)
         elif isinstance(message, Encoded):
@@ -175,80 +149,112 @@ class Router:
     def on_text_down(self) -> None:
         """Encodings are lost, and so is the decoding state of all streams."""
         out = Outbox()
-        error = Unavailable("the tokenizer went away")
         for request in list(self._requests.values()):
-            if request.state is RequestState.ENCODING:
-                request.fail(error, out)
-            else:
-                request.text_lost(out)
-            self._settle(request)
-        for number in list(self._tokenizations):
-            self._fail_number(number, error, out)
+            self._text_lost(request, Unavailable("the tokenizer went away"), out)
         self._flush(out)
 
     def _encoded(self, message: Encoded, now: float, out: Outbox) -> None:
-        tokenization = self._forget_tokenization(message.req)
-        if tokenization is not None:
-            reply = Tokenized(tokenization.req, tokenization.model, message.token_ids, message.pieces)
-            out.client.append((tokenization.client, reply))
-            return
         request = self._requests.get(message.req)
         if request is None or request.state is not RequestState.ENCODING:
             return
         try:
-            params = check_tokens(message.token_ids, request.params, self.models[request.model])
+            request.encoded(message, self.models[request.model], now, out)
         except LlmosError as error:
             request.fail(error, out)
         else:
-            request.encoded(message.token_ids, params, now, out)
-            self._deadlines.append((now + ANSWER_TIMEOUT_S, request.number, request.state))
+            self._expect(request, now)
         self._settle(request)
 
     def _text_error(self, message: Error, out: Outbox) -> None:
         request = self._requests.get(message.req)
-        if request is not None and request.state is not RequestState.ENCODING:
-            request.text_lost(out)
-            self._settle(request)
-        elif not self._fail_number(message.req, _about_prompt(message), out):
+        if request is None:
             log.error("tokenizer: %s", message.message)
+        elif request.state is RequestState.ENCODING:
+            self._text_lost(request, _typed(message), out)
+        else:
+            error = Unavailable(f"the tokenizer can not go on with the text: {message.message}")
+            self._text_lost(request, error, out)
+
+    def _text_lost(self, request: Request, error: LlmosError, out: Outbox) -> None:
+        """The tokenizer will not give the text of this request, if it has any of it."""
+        if request.state is RequestState.ENCODING:
+            request.fail(error, out)
+        elif isinstance(request, Stream):
+            request.text_lost(error, out)
+        self._settle(request)
 
     # ------------------------------------------------------------ from the microkernel
 
     def on_kernel(self, message: Any) -> None:
         out = Outbox()
         if isinstance(message, SeqTokens):
-            for entry in (*message.entries, *_entries(message.columns)):
-                if (request := self._by_rid.get(entry.rid)) is not None:
-                    request.tokens(entry, out)
-                    self._settle(request)
-            for end in message.ends:
-                if (request := self._by_rid.get(end.rid)) is not None:
-                    request.end(end, out)
-                    self._settle(request)
-        elif isinstance(message, SeqAccepted):
-            request = self._requests.get(message.req)
-            if request is None or request.state is not RequestState.SUBMITTED:
-                out.kernel.append(SeqCancel(message.rid, FinishReason.CANCELLED))  # nobody waits for it
-            else:
-                self._by_rid[message.rid] = request
-                request.accepted(message.rid, out)
+            self._tokens(message, out)
+        elif isinstance(message, (SeqAccepted, SeqAppended, SeqAttached)):
+            self._answered(message, out)
+        elif isinstance(message, SeqReplaced):
+            if (stream := self._readers.stops(message.rid)) is not None:
+                stream.replaced(out)
+                self._settle(stream)
         elif isinstance(message, Error):
-            request = self._requests.get(message.req) or self._by_rid.get(message.rid or 0)
-            if request is None:
-                log.warning("microkernel: %s", message.message)
-            else:
-                request.fail(_typed(message), out)
-                self._settle(request)
-        else:
+            self._kernel_error(message, out)
+        elif not isinstance(message, Done):  # an open sequence is closed that nobody waited for
             log.error("the microkernel sent a %s", type(message).__name__)
         self._flush(out)
 
     def on_kernel_down(self) -> None:
         """Every sequence is lost with the microkernel."""
-        self._fail_requests(
-            [r for r in self._requests.values() if r.state is not RequestState.ENCODING],
-            Unavailable("the microkernel went away"),
-        )
+        out = Outbox()
+        self._readers.clear()
+        for request in list(self._requests.values()):
+            if request.state is not RequestState.ENCODING:
+                request.refused(Unavailable("the microkernel went away"), out)
+                self._settle(request)
+        self._flush(out)
+
+    def _tokens(self, message: SeqTokens, out: Outbox) -> None:
+        for entry in (*message.entries, *_entries(message.columns)):
+            if (stream := self._readers.get(entry.rid)) is not None:
+                stream.tokens(entry, out)
+                self._settle(stream)
+        for end in message.ends:
+            if (stream := self._readers.stops(end.rid)) is not None:
+                stream.end(end, out)
+                self._settle(stream)
+
+    def _answered(self, message: SeqAccepted | SeqAppended | SeqAttached, out: Outbox) -> None:
+        request = self._requests.get(message.req)
+        if request is None or request.state not in _UNANSWERED:
+            log.error("the microkernel sent a %s that nobody asked for", type(message).__name__)
+            return
+        if isinstance(message, SeqAttached):
+            self._readers.answered(message.rid, out.kernel, is_granted=True)
+        request.answered(message, out)
+        if request.state is RequestState.SUBMITTED:
+            self._readers.asks(request.rid)  # it was known already, and asks to read it
+        is_going_on = not isinstance(message, SeqAttached) or message.end is None
+        if isinstance(request, Stream) and request.state is RequestState.STREAMING and is_going_on:
+            older = self._readers.begins(request)
+            if older is not None:  # the microkernel only tells other gateways
+                older.replaced(out)
+                self._settle(older)
+        self._settle(request)
+
+    def _kernel_error(self, message: Error, out: Outbox) -> None:
+        request = self._requests.get(message.req) or self._readers.get(message.rid or 0)
+        if request is None:
+            log.warning("microkernel: %s", message.message)
+        elif request.state in _UNANSWERED:
+            self._refused(request, _typed(message), out)
+        else:
+            request.fail(_typed(message), out)
+            self._settle(request)
+
+    def _refused(self, request: Request, error: LlmosError, out: Outbox) -> None:
+        """The microkernel did not do what it was asked for."""
+        if request.rid:
+            self._readers.answered(request.rid, out.kernel, is_granted=False)
+        request.refused(error, out)
+        self._settle(request)
 
     # ------------------------------------------------------------ time, end, sending
 
@@ -259,75 +265,55 @@ class Router:
             _, number, state = self._deadlines.popleft()
             service = "tokenizer" if state is RequestState.ENCODING else "microkernel"
             request = self._requests.get(number)
-            if request is None or request.state is state:
-                self._fail_number(number, Unavailable(f"the {service} is silent for {ANSWER_TIMEOUT_S:g} s"), out)
+            if request is not None and request.state is state:
+                request.fail(Unavailable(f"the {service} is silent for {ANSWER_TIMEOUT_S:g} s"), out)
+                self._settle(request)
         self._flush(out)
 
     def fail_all(self, error: LlmosError) -> None:
         out = Outbox()
-        for number in list(self._tokenizations):
-            self._fail_number(number, error, out)
-        self._flush(out)
-        self._fail_requests(list(self._requests.values()), error)
-
-    def _fail_requests(self, requests: Iterable[Request], error: LlmosError) -> None:
-        out = Outbox()
-        for request in requests:
+        for request in list(self._requests.values()):
             request.fail(error, out)
             self._settle(request)
         self._flush(out)
 
-    def _fail_number(self, number: int, error: LlmosError, out: Outbox) -> bool:
-        """Fail a request or tokenization, if it is still there."""
-        tokenization = self._forget_tokenization(number)
-        if tokenization is not None:
-            out.client.append((tokenization.client, error_message(error, tokenization.req)))
-            return True
-        request = self._requests.get(number)
-        if request is None:
-            return False
-        request.fail(error, out)
-        self._settle(request)
-        return True
+    def _expect(self, request: Request, now: float) -> None:
+        """An answer to what was just asked."""
+        self._deadlines.append((now + ANSWER_TIMEOUT_S, request.number, request.state))
 
     def _settle(self, request: Request) -> None:
-        """Drop a request that ended from all tables."""
-        if request.state is not RequestState.ENDED or self._requests.pop(request.number, None) is None:
+        """Take a request that is over out of the tables."""
+        if not request.is_over:
             return
-        self._by_rid.pop(request.rid, None)
-        self._release(request.client, request.req)
-
-    def _forget_tokenization(self, number: int) -> _Tokenization | None:
-        tokenization = self._tokenizations.pop(number, None)
-        if tokenization is not None:
-            self._release(tokenization.client, tokenization.req)
-        return tokenization
-
-    def _release(self, routing_id: bytes, req: int) -> None:
-        client = self.clients.find(routing_id) if self.clients is not None else None
-        if client is not None:
-            client.requests.pop(req, None)
+        client = self.clients.find(request.client) if self.clients is not None else None
+        if client is not None and client.requests.get(request.req) == request.number:
+            del client.requests[request.req]
+        if request.state is RequestState.ENDED:
+            self._requests.pop(request.number, None)
+            if isinstance(request, Stream):
+                self._readers.forget(request)
 
     def _flush(self, out: Outbox) -> None:
         """Send everything; what a service can not take fails, which may give more to send."""
         failed = Outbox()
         for message in out.text:
             if not self._send_text(message) and isinstance(message, Encode):
-                self._fail_number(message.req, Unavailable("the tokenizer is not running"), failed)
+                self._text_lost(self._requests[message.req], Unavailable("the tokenizer is not running"), failed)
         if out.decode and not self._send_text(DecodeStep(tuple(out.decode))):
             for item in out.decode:
                 if (request := self._requests.get(item.stream)) is not None:
-                    request.text_lost(failed)
-                    self._settle(request)
+                    self._text_lost(request, Unavailable("the tokenizer is not running"), failed)
+        for leave in out.leave:
+            self._readers.leaves(leave, out.kernel)
         for message in out.kernel:
-            if not self._send_kernel(message) and isinstance(message, SeqSubmit):
-                self._fail_number(message.req, Unavailable("the microkernel is not running"), failed)
+            if not self._send_kernel(message) and isinstance(message, _QUESTIONS):
+                self._refused(self._requests[message.req], Unavailable("the microkernel is not running"), failed)
         for routing_id, message in out.client:
             client = self.clients.find(routing_id) if self.clients is not None else None
             if client is not None:
                 assert self.clients is not None
                 self.clients.send(client, message)
-        if failed.client or failed.kernel or failed.text or failed.decode:
+        if failed:
             self._flush(failed)
 
 
@@ -338,10 +324,6 @@ def _entries(columns: bytes) -> Iterable[TokenEntry]:
 
 
 def _typed(message: Error) -> LlmosError:
-    return from_code(message.code, message.message, field=message.field, rid=message.rid)
-
-
-def _about_prompt(message: Error) -> LlmosError:
-    """The tokenizer's error in the caller's words: however the prompt was given, its name is `prompt`."""
-    field = "prompt" if message.field in ("text", "messages") else message.field
-    return from_code(message.code, message.message, field=field)
+    """A service's error in the caller's words: however the prompt was given, its name is `prompt`."""
+    field = "prompt" if message.field in ("text", "messages", "tokens") else message.field
+    return from_code(message.code, message.message, field=field, rid=message.rid)

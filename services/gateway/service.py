@@ -25,6 +25,7 @@ from llmos.ports.monitor import LossMonitor
 from llmos.protocol import limits
 from llmos.protocol.codec import Schema
 from llmos.protocol.messages import (
+    Cancel,
     ClientToGateway,
     ControlVerb,
     FromKernel,
@@ -34,9 +35,9 @@ from llmos.protocol.messages import (
 )
 from llmos.services.base import ServiceContext
 from llmos.services.gateway.clients import ClientTable
-from llmos.services.gateway.control import Asker, ControlRelay
+from llmos.services.gateway.control import ControlRelay
 from llmos.services.gateway.links import Link
-from llmos.services.gateway.owners import is_administrator, owner_name
+from llmos.services.gateway.owners import Asker, is_administrator, owner_name
 from llmos.services.gateway.router import Router
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Gateway:
             on_down=lambda: self._relay.fail_all(Unavailable("the microkernel went away")),
         )
         self.router = Router(self._text.send, self._kernel.send, max_in_flight)
-        self._relay = ControlRelay(self._control.send, self._reply_control)
+        self._relay = ControlRelay(self._control.send, self._reply_control, max_in_flight)
         self._has_models = asyncio.Event()
 
     async def start(self) -> None:
@@ -98,7 +99,9 @@ class Gateway:
         await self._unless_broken(asyncio.gather(*waits))
         incarnation = time.time_ns() // 1_000_000
         self._clients = self._listen("client", self.router.on_client_gone, incarnation)
-        self._control_clients = self._listen("client-control", lambda _: None, incarnation)
+        self._control_clients = self._listen(
+            "client-control", lambda client: self._relay.on_client_gone(client.peer.routing_id), incarnation
+        )
         self.router.clients = self._clients
         self._run(
             self._receive(self._control_clients, self._on_control),
@@ -203,6 +206,9 @@ class Gateway:
 
     def _on_control(self, peer: Peer, message: Any) -> None:
         client = self._control_clients.of(peer)
+        if isinstance(message, Cancel):
+            self._relay.cancel(peer.routing_id, message.req)
+            return
         if not isinstance(message, ControlVerb):
             error = InvalidRequest(f"{type(message).__name__} belongs on the client socket", field="message")
             self._control_clients.send(client, error_message(error, message.req))

@@ -7,17 +7,46 @@ The prompt has one name for callers, `prompt`, however it was given. All limits 
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Mapping
 
 import msgspec
 
 from llmos.errors import ContextTooLong, InvalidRequest, NotFound, PermissionRefused, ProtocolError
 from llmos.protocol import limits
-from llmos.protocol.checks import check_deadline, check_nice, check_tenant_set
+from llmos.protocol.checks import (
+    check_after,
+    check_deadline,
+    check_fork,
+    check_kill,
+    check_nice,
+    check_page_fate,
+    check_tenant,
+    check_tenant_set,
+)
 from llmos.protocol.codec import unpack_i32
-from llmos.protocol.messages import ChatMessage, ControlVerb, Generate, ModelInfo, Nice, TenantSet, Tokenize
+from llmos.protocol.messages import (
+    After,
+    Append,
+    Attach,
+    ChatMessage,
+    Continue,
+    ControlVerb,
+    Deadline,
+    Fork,
+    Generate,
+    Kill,
+    ModelInfo,
+    Nice,
+    RecordWrite,
+    Spawn,
+    Suspend,
+    TenantSet,
+    Tokenize,
+)
 from llmos.protocol.params import SamplingParams
 
+_TOO_LARGE = 2**63  # numbers of sequences and offsets are below
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
@@ -33,14 +62,43 @@ def check_generate(message: Generate, models: Mapping[str, ModelInfo], is_admini
     """Everything that can be checked before the prompt is encoded."""
     info = find_model(message.model, models)
     _check_prompt(message.text, message.messages, message.token_ids, info)
-    if message.client_request_id is not None and not 0 < len(message.client_request_id) <= limits.MAX_REQUEST_ID_CHARS:
-        raise InvalidRequest(
-            f"client_request_id: 1 to {limits.MAX_REQUEST_ID_CHARS} characters", field="client_request_id"
-        )
-    _check_nice(message.nice, is_administrator)
+    _check_terms(message, is_administrator)
     check_deadline(message.deadline_ms)
-    message.params.check()
-    return Checked(info, complete_params(message.params, info))
+    return _checked(message.params, info)
+
+
+def check_spawn(message: Spawn, models: Mapping[str, ModelInfo], is_administrator: bool) -> ModelInfo:
+    """As `check_generate`; there may be no prompt, and empty text stands for the tokens that the tokenizer puts in front."""
+    info = find_model(message.model, models)
+    given = sum(part is not None for part in (message.text, message.token_ids, message.messages))
+    if given > 1:
+        raise InvalidRequest(
+            f"prompt: at most one of text, token_ids and messages may be set, {given} are", field="prompt"
+        )
+    if message.text or message.token_ids or message.messages is not None:
+        _check_prompt(message.text, message.messages, message.token_ids, info)
+    _check_terms(message, is_administrator)
+    return info
+
+
+def check_append(message: Append, models: Mapping[str, ModelInfo]) -> ModelInfo:
+    _check_rid("rid", message.rid)
+    info = find_model(message.model, models)
+    _check_prompt(message.text, None, message.token_ids, info)
+    return info
+
+
+def check_continue(message: Continue, models: Mapping[str, ModelInfo]) -> Checked:
+    """How much room there is for output only the microkernel knows."""
+    _check_rid("rid", message.rid)
+    check_deadline(message.deadline_ms)
+    return _checked(message.params, find_model(message.model, models))
+
+
+def check_attach(message: Attach) -> None:
+    _check_rid("rid", message.rid)
+    if not 0 <= message.offset < _TOO_LARGE:
+        raise InvalidRequest(f"offset: {message.offset} is outside [0, {_TOO_LARGE - 1}]", field="offset")
 
 
 def check_tokenize(message: Tokenize, models: Mapping[str, ModelInfo]) -> ModelInfo:
@@ -51,12 +109,26 @@ def check_tokenize(message: Tokenize, models: Mapping[str, ModelInfo]) -> ModelI
 
 def check_control(request: ControlVerb, is_administrator: bool) -> None:
     """Values and rights of a control verb; whose sequences it may touch the microkernel decides by `owner`."""
+    if isinstance(request, Kill):
+        _check_kill(request)
+    elif (rid := getattr(request, "rid", None)) is not None:
+        _check_rid("rid", rid)
     if isinstance(request, Nice):
         _check_nice(request.nice, is_administrator)
+    elif isinstance(request, Suspend):
+        check_page_fate(request.pages)
+    elif isinstance(request, Fork):
+        check_fork(request.count)
+    elif isinstance(request, Deadline):
+        check_deadline(request.deadline_ms)
+    elif isinstance(request, After):
+        _check_after(request.after)
     elif isinstance(request, TenantSet):
         check_tenant_set(request)
         if not is_administrator:
             raise PermissionRefused("tenants are changed by administrators only", field="tenant")
+    elif isinstance(request, RecordWrite) and not is_administrator:
+        raise PermissionRefused("the flight recorder is for administrators only")
 
 
 def find_model(name: str | None, models: Mapping[str, ModelInfo]) -> ModelInfo:
@@ -96,11 +168,20 @@ def complete_params(params: SamplingParams, info: ModelInfo) -> SamplingParams:
 
 def check_tokens(prompt: bytes, params: SamplingParams, info: ModelInfo) -> SamplingParams:
     """Judge the encoded prompt; returns `params` with `max_tokens` within the room that is left."""
+    room = info.max_context - len(check_ids(prompt, info))
+    max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+    return msgspec.structs.replace(params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))
+
+
+def check_ids(prompt: bytes, info: ModelInfo, *, may_be_empty: bool = False) -> array[int]:
+    """Token ids that the model knows, fewer than its context holds."""
     try:
         ids = unpack_i32(prompt)
     except ProtocolError as error:
         raise InvalidRequest(f"prompt: {error.message}", field="prompt") from None
     if not ids:
+        if may_be_empty:
+            return ids
         raise InvalidRequest("prompt is empty", field="prompt")
     if len(ids) >= info.max_context:
         raise ContextTooLong(
@@ -115,9 +196,52 @@ def check_tokens(prompt: bytes, params: SamplingParams, info: ModelInfo) -> Samp
             f"prompt: token id {wrong} is outside [0, {info.vocab_size}), the vocabulary of {info.model}",
             field="prompt",
         )
-    room = info.max_context - len(ids)
-    max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-    return msgspec.structs.replace(params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))
+    return ids
+
+
+def _checked(params: SamplingParams, info: ModelInfo) -> Checked:
+    params.check()
+    return Checked(info, complete_params(params, info))
+
+
+def _check_terms(message: Generate | Spawn, is_administrator: bool) -> None:
+    """What a new sequence may ask of the scheduler."""
+    key = message.client_request_id
+    if key is not None and not 0 < len(key) <= limits.MAX_REQUEST_ID_CHARS:
+        raise InvalidRequest(
+            f"client_request_id: 1 to {limits.MAX_REQUEST_ID_CHARS} characters", field="client_request_id"
+        )
+    _check_nice(message.nice, is_administrator)
+    if message.parent is not None:
+        _check_rid("parent", message.parent)
+    _check_after(message.after)
+
+
+def _check_rid(field: str, rid: int) -> None:
+    if not 0 < rid < _TOO_LARGE:
+        raise InvalidRequest(f"{field}: {rid} is outside [1, {_TOO_LARGE - 1}]", field=field)
+
+
+def _check_after(after: tuple[int, ...]) -> None:
+    check_after(after)
+    for rid in after:
+        _check_rid("after", rid)
+    if len(set(after)) != len(after):
+        twice = next(rid for rid in after if after.count(rid) > 1)
+        raise InvalidRequest(f"after: sequence {twice} is named twice", field="after")
+
+
+def _check_kill(request: Kill) -> None:
+    check_kill(request)
+    for field, rid in (("rid", request.rid), ("job", request.job)):
+        if rid is not None:
+            _check_rid(field, rid)
+    if request.tenant is not None:
+        check_tenant(request.tenant)
+    if request.model is not None and not 0 < len(request.model) <= limits.MAX_MODEL_NAME_CHARS:
+        raise InvalidRequest(
+            f"model: {len(request.model)} characters, allowed are 1 to {limits.MAX_MODEL_NAME_CHARS}", field="model"
+        )
 
 
 def _check_nice(nice: int, is_administrator: bool) -> None:

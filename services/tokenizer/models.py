@@ -6,6 +6,7 @@ template, encoding text is refused with a typed error, and decoding gives empty 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,12 +35,18 @@ class ServedModel:
         self.info = info
         self._tokenizer = tokenizer
         self._chat = chat
+        self._continuing = without_prefix_space(tokenizer) if tokenizer else None
         self._plan = DecodePlan(tokenizer) if tokenizer else None
         self._byte_level = tokenizer is not None and "ByteLevel" in _decoder_json(tokenizer)
 
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of a plain prompt, with the special tokens that the tokenizer itself adds (BOS)."""
-        return self._encode(text, add_special_tokens=True)
+    def encode_text(self, text: str, *, continues: bool = False) -> list[int]:
+        """Ids of a plain prompt, with the special tokens that the tokenizer itself adds (BOS).
+
+        `continues`: the text goes on from other tokens; nothing is put around it, and no space in front.
+        """
+        if continues:
+            return self._encode(text, self._continuing, add_special_tokens=False)
+        return self._encode(text, self._tokenizer, add_special_tokens=True)
 
     def encode_chat(self, messages: tuple[ChatMessage, ...]) -> list[int]:
         """Ids of a conversation by the model's chat template, which writes its own special tokens."""
@@ -47,11 +54,11 @@ class ServedModel:
             raise InvalidRequest(
                 f"model {self.info.model} has no chat template: send text or token_ids", field="messages"
             )
-        return self._encode(self._chat.render(messages), add_special_tokens=False)
+        return self._encode(self._chat.render(messages), self._tokenizer, add_special_tokens=False)
 
     def pieces(self, ids: Iterable[int]) -> tuple[str, ...]:
         """Each token alone, as text for people; a part of a character shows as U+FFFD."""
-        tokenizer = self._need_tokenizer("token_ids")
+        tokenizer = self._needed(self._tokenizer, "token_ids")
         tokens = [tokenizer.id_to_token(token_id) or "" for token_id in ids]
         if self._byte_level:
             return tuple(token_bytes(token).decode(errors="replace") for token in tokens)
@@ -67,8 +74,8 @@ class ServedModel:
         chat = "chat template" if self._chat else "no chat template"
         return f"{self.info.model}: vocab {self.info.vocab_size}, {chat}"
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        tokenizer = self._need_tokenizer("text")
+    def _encode(self, text: str, which: Tokenizer | None, *, add_special_tokens: bool) -> list[int]:
+        tokenizer = self._needed(which, "text")
         try:  # the batch call works outside the interpreter lock; the plain one does not
             encoded = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except Exception as error:  # noqa: BLE001  (the Rust library raises bare Exception, e.g. no unknown token)
@@ -76,10 +83,10 @@ class ServedModel:
         ids: list[int] = encoded[0].ids
         return ids
 
-    def _need_tokenizer(self, field: str) -> Tokenizer:
-        if self._tokenizer is None:
+    def _needed(self, tokenizer: Tokenizer | None, field: str) -> Tokenizer:
+        if tokenizer is None:
             raise InvalidRequest(f"model {self.info.model} has no tokenizer: send token_ids", field=field)
-        return self._tokenizer
+        return tokenizer
 
 
 def load_model(name: str, path: Path, *, max_context: int = 0, fake: bool = False) -> ServedModel:
@@ -161,6 +168,31 @@ def _convert(path: Path, found: str) -> Tokenizer:
         raise ModelError(
             f"{path}: tokenizer.json is missing and {found} can not be converted here: {reason}", field="tokenizer.json"
         ) from None
+
+
+def without_prefix_space(tokenizer: Tokenizer) -> Tokenizer:
+    """For text that does not begin a text: some tokenizers put a space in front of everything they encode."""
+    parts = [json.loads(part.__getstate__()) for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part]
+    if parts == [_spaceless(part) for part in parts]:
+        return tokenizer
+    spec = json.loads(tokenizer.to_str())
+    for name in ("normalizer", "pre_tokenizer"):
+        spec[name] = _spaceless(spec[name])
+    return Tokenizer.from_str(json.dumps(spec))
+
+
+def _spaceless(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer as tokenizer.json describes it, less what puts something in front."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    if part["type"] == "Metaspace":
+        return part | {"prepend_scheme": "never"}
+    if part["type"] == "ByteLevel":
+        return part | {"add_prefix_space": False}
+    for name in ("normalizers", "pretokenizers"):
+        if part["type"] == "Sequence" and name in part:
+            return part | {name: [kept for each in part[name] if (kept := _spaceless(each)) is not None]}
+    return part
 
 
 def _decoder_json(tokenizer: Tokenizer) -> str:

@@ -212,7 +212,7 @@ def check_stops(stops: tuple[str, ...]) -> None:
 def encode(model: ServedModel, message: Encode) -> Encoded:
     """The answer to a request that passed `check_encode`. Thread-safe."""
     if message.text is not None:
-        ids, source = model.encode_text(message.text), "text"
+        ids, source = model.encode_text(message.text, continues=message.continues), "text"
     else:
         ids, source = model.encode_chat(message.messages or ()), "messages"
     if len(ids) > limits.MAX_PROMPT_TOKENS:

@@ -7,48 +7,63 @@ from typing import Any
 
 import msgspec
 import pytest
-from gateway_world import explained, tenant_row
+from gateway_world import explained, tenant_row, usage
 
-from llmos.codes import ErrorCode
+from llmos.codes import ErrorCode, FinishReason, PageFate
 from llmos.errors import InvalidRequest, NotFound, PermissionRefused, Unavailable
 from llmos.ports.core import error_message
+from llmos.protocol import limits
 from llmos.protocol import messages as m
-from llmos.services.gateway.control import TIMEOUT_S, Asker, ControlRelay
-from llmos.services.gateway.owners import is_administrator, owner_name
+from llmos.services.gateway.control import TIMEOUT_S, ControlRelay
+from llmos.services.gateway.owners import Asker, is_administrator, owner_name
 from llmos.services.gateway.validate import check_control
 
 ALICE = Asker(b"alice", "alice", is_administrator=False)
 ROOT = Asker(b"root", "root", is_administrator=True)
+BOB = Asker(b"bob", "bob", is_administrator=False)
+FOR_ADMINISTRATORS = [m.TenantSet(5, "alice", weight=3.0), m.RecordWrite(5)]
 VERBS = [
     m.PsGet(5, "mallory"),
     m.Kill(5, 1, "mallory"),
+    m.Kill(5, None, "mallory", tenant="bob", job=3, model="echo"),
     m.StatusGet(5),
     m.ModelsGet(5),
     m.Nice(5, 1, 3, "mallory"),
-    m.Suspend(5, 1, False, "mallory"),
+    m.Suspend(5, 1, PageFate.SWAP, "mallory"),
     m.Resume(5, 1, "mallory"),
     m.Explain(5, 1, "mallory"),
     m.TenantsGet(5, "mallory"),
-    m.TenantSet(5, "alice", weight=3.0),
+    m.Fork(5, 1, 4, "mallory"),
+    m.Wait(5, 1, "mallory"),
+    m.Stat(5, 1, "mallory"),
+    m.Close(5, 1, "mallory"),
+    m.Deadline(5, 1, 250.0, "mallory"),
+    m.After(5, 1, (2, 3), "mallory"),
+    *FOR_ADMINISTRATORS,
 ]
+ROW = m.SeqRow(9, "alice", "echo", 1, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
 ANSWERS = [
     m.PsReply(1, ()),
-    m.Killed(1, 9),
+    m.Killed(1, (9,)),
     m.StatusReply(1, "0", 0.0, (), ()),
     m.ModelsReply(1, ()),
     m.Done(1, 9),
     explained(9, req=1),
     m.TenantsReply(1, (tenant_row("alice"),)),
+    m.Forked(1, (10, 11)),
+    m.Waited(1, 9, FinishReason.STOP, usage()),
+    m.Stats(1, ROW, m.JobRow(9, 1, 1, 0, 0), 0, None, (), 0, None, 0, usage()),
+    m.RecordWritten(1, "/x", 7, 350),
     m.Error(1, ErrorCode.OVERLOADED, "later", "rid", 9),
 ]
 
 
 class Relay:
-    def __init__(self) -> None:
+    def __init__(self, max_waits: int = 8) -> None:
         self.up = True
         self.asked: list[m.Message] = []
         self.replies: list[tuple[bytes, m.Message]] = []
-        self.relay = ControlRelay(self._send, lambda client, message: self.replies.append((client, message)))
+        self.relay = ControlRelay(self._send, lambda client, message: self.replies.append((client, message)), max_waits)
 
     def _send(self, message: m.Message) -> bool:
         if self.up:
@@ -74,7 +89,7 @@ def test_the_verbs_of_this_test_are_all_of_them() -> None:
     assert {type(answer) for answer in ANSWERS} == {*m.ControlAnswer.__args__, m.Error}
 
 
-@pytest.mark.parametrize("verb", VERBS[:-1], ids=lambda verb: type(verb).__name__)
+@pytest.mark.parametrize("verb", VERBS[: -len(FOR_ADMINISTRATORS)], ids=lambda verb: type(verb).__name__)
 def test_a_clients_own_name_replaces_what_it_wrote(verb: Any) -> None:
     world = Relay()
     world.relay.ask(ALICE, verb, 0.0)
@@ -102,19 +117,24 @@ def test_answers_find_their_clients() -> None:
     world = Relay()
     world.relay.ask(ALICE, m.Kill(7, 3), 0.0)
     world.relay.ask(ROOT, m.Kill(7, 4), 0.0)
-    world.relay.answer(m.Killed(2, 4))
+    world.relay.answer(m.Killed(2, (4,)))
     world.relay.answer(error_message(NotFound("no sequence 3", field="rid", rid=3), 1))
     assert world.replies == [
-        (b"root", m.Killed(7, 4)),
+        (b"root", m.Killed(7, (4,))),
         (b"alice", m.Error(7, ErrorCode.NOT_FOUND, "no sequence 3", "rid", 3)),
     ]
 
 
 @pytest.mark.parametrize(
     ("verb", "field"),
-    [(m.Nice(5, 1, -1), "nice"), (m.Nice(5, 1, -20), "nice"), (m.TenantSet(5, "alice", weight=2.0), "tenant")],
+    [
+        (m.Nice(5, 1, -1), "nice"),
+        (m.Nice(5, 1, -20), "nice"),
+        (m.TenantSet(5, "alice", weight=2.0), "tenant"),
+        (m.RecordWrite(5), None),
+    ],
 )
-def test_what_only_administrators_may(verb: Any, field: str) -> None:
+def test_what_only_administrators_may(verb: Any, field: str | None) -> None:
     world = Relay()
     world.relay.ask(ALICE, verb, 0.0)
     assert world.refused() == (5, ErrorCode.PERMISSION, field)
@@ -129,7 +149,30 @@ def test_everybody_may_give_way(nice: int) -> None:
     check_control(m.Nice(5, 1, nice), is_administrator=False)
 
 
+RID_VERBS = [verb for verb in VERBS if isinstance(getattr(verb, "rid", None), int)]
 BAD: list[tuple[m.Message, str, str]] = [
+    *(
+        (msgspec.structs.replace(verb, rid=rid), "rid", rf"{rid} is outside \[1, 9223372036854775807\]")
+        for verb in RID_VERBS
+        for rid in (0, -7, 2**63)
+    ),
+    (m.Kill(5, None), "rid", "give either a rid, or one or more of tenant, job, model"),
+    (m.Kill(5, 1, tenant="alice"), "rid", "give either a rid"),
+    (m.Kill(5, None, tenant=""), "tenant", "1 to 64"),
+    (m.Kill(5, None, tenant="x" * 65), "tenant", "65 characters"),
+    (m.Kill(5, None, job=0), "job", r"0 is outside \[1, 9223372036854775807\]"),
+    (m.Kill(5, None, model=""), "model", "0 characters, allowed are 1 to 128"),
+    (m.Kill(5, None, model="x" * 129), "model", "129 characters"),
+    (m.Suspend(5, 1, 3), "pages", r"3 is none of 0 \(keep\), 1 \(swap\), 2 \(drop\)"),
+    (m.Suspend(5, 1, -1), "pages", "-1"),
+    (m.Fork(5, 1, 0), "count", r"0 is outside \[1, 256\]"),
+    (m.Fork(5, 1, 257), "count", "257"),
+    (m.Deadline(5, 1, 0.0), "deadline_ms", r"0\.0 is outside \(0, 604800000\]"),
+    (m.Deadline(5, 1, -1.0), "deadline_ms", "-1.0"),
+    (m.Deadline(5, 1, math.nan), "deadline_ms", "nan"),
+    (m.After(5, 1, tuple(range(1, 258))), "after", "257 sequences, the limit is 256"),
+    (m.After(5, 1, (3, 0)), "after", r"0 is outside \[1, 9223372036854775807\]"),
+    (m.After(5, 1, (3, 4, 3)), "after", "sequence 3 is named twice"),
     (m.Nice(5, 1, -21), "nice", r"-21 is outside \[-20, 19\]"),
     (m.Nice(5, 1, 20), "nice", "20"),
     (m.Nice(5, 1, 2**62), "nice", "4611686018427387904"),
@@ -161,7 +204,17 @@ def test_values_out_of_range_name_their_field(verb: Any, field: str, words: str)
 
 
 def test_the_largest_and_smallest_values_pass() -> None:
-    most = 2**31 - 1
+    most, last = 2**31 - 1, 2**63 - 1
+    for verb in (
+        m.Fork(5, last, limits.MAX_FORKS),
+        m.Deadline(5, 1, None),
+        m.Deadline(5, 1, limits.MAX_DEADLINE_MS),
+        m.After(5, 1, ()),
+        m.After(5, 1, (last, *range(1, limits.MAX_AFTER))),
+        m.Kill(5, None, tenant="x" * 64, job=last, model="x" * 128),
+        *(m.Suspend(5, 1, pages) for pages in PageFate),
+    ):
+        check_control(verb, is_administrator=False)
     check_control(m.TenantSet(5, "x" * 64, 1000.0, most, most, most, most, 1e9), is_administrator=True)
     check_control(m.TenantSet(5, "x", 1e-6, 0, 0, 0, 0, 0.0), is_administrator=True)
 
@@ -186,6 +239,103 @@ def test_a_lost_or_silent_microkernel_fails_what_waits_once() -> None:
     codes = [(a.req, a.code) for _, a in world.replies if isinstance(a, m.Error)]
     assert codes == [(5, ErrorCode.UNAVAILABLE), (6, ErrorCode.UNAVAILABLE)]
     assert len(world.replies) == 2
+
+
+# ---------------------------------------------------------------- Wait
+
+
+def waited(number: int) -> m.Waited:
+    return m.Waited(number, 7, FinishReason.STOP, usage(3, 2))
+
+
+def test_a_wait_may_last() -> None:
+    world = Relay()
+    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
+    world.relay.expire(1e9)
+    assert world.replies == []
+    world.relay.answer(waited(1))
+    assert world.replies == [(b"alice", m.Waited(5, 7, FinishReason.STOP, usage(3, 2)))]
+
+
+def test_who_waits_for_the_same_sequence_shares_one_question() -> None:
+    world = Relay()
+    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
+    world.relay.ask(ALICE, m.Wait(6, 7), 0.0)
+    world.relay.ask(Asker(b"alice2", "alice", is_administrator=False), m.Wait(5, 7), 0.0)
+    assert world.asked == [m.Wait(1, 7, "alice")]
+    world.relay.ask(BOB, m.Wait(5, 7), 0.0)  # may be told something else
+    world.relay.ask(ROOT, m.Wait(5, 7), 0.0)
+    world.relay.ask(ALICE, m.Wait(7, 8), 0.0)
+    assert world.asked[1:] == [m.Wait(2, 7, "bob"), m.Wait(3, 7, None), m.Wait(4, 8, "alice")]
+    world.relay.answer(waited(1))
+    world.relay.answer(error_message(NotFound("no sequence 7", field="rid", rid=7), 2))
+    assert [(client, answer.req, type(answer)) for client, answer in world.replies] == [  # type: ignore[attr-defined]
+        (b"alice", 5, m.Waited),
+        (b"alice", 6, m.Waited),
+        (b"alice2", 5, m.Waited),
+        (b"bob", 5, m.Error),
+    ]
+    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)  # it is asked anew: the first was answered
+    assert world.asked[-1] == m.Wait(5, 7, "alice")
+
+
+def test_who_left_is_not_told_and_who_comes_joins() -> None:
+    world = Relay()
+    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
+    world.relay.ask(ALICE, m.Wait(6, 8), 0.0)
+    world.relay.on_client_gone(b"alice")
+    world.relay.on_client_gone(b"alice")
+    world.relay.ask(Asker(b"alice2", "alice", is_administrator=False), m.Wait(9, 7), 0.0)
+    assert world.asked == [m.Wait(1, 7, "alice"), m.Wait(2, 8, "alice")]
+    world.relay.answer(waited(1))
+    world.relay.answer(m.Waited(2, 8, FinishReason.STOP, usage()))
+    assert world.replies == [(b"alice2", m.Waited(9, 7, FinishReason.STOP, usage(3, 2)))]
+
+
+def test_a_wait_is_cancelled_without_an_answer() -> None:
+    world = Relay(max_waits=1)
+    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
+    world.relay.cancel(b"alice", 5)
+    world.relay.cancel(b"alice", 5)
+    world.relay.cancel(b"bob", 5)
+    world.relay.ask(ALICE, m.Wait(6, 7), 0.0)
+    world.relay.answer(waited(1))
+    assert world.replies == [(b"alice", m.Waited(6, 7, FinishReason.STOP, usage(3, 2)))]
+
+
+def test_waits_are_limited_and_other_verbs_are_not() -> None:
+    world = Relay(max_waits=2)
+    for req in (5, 6, 7):
+        world.relay.ask(ALICE, m.Wait(req, req), 0.0)
+    assert world.refused() == (7, ErrorCode.OVERLOADED, None)
+    world.relay.ask(ALICE, m.Kill(8, 5), 0.0)
+    world.relay.ask(BOB, m.Wait(5, 7), 0.0)
+    assert [type(message) for message in world.asked] == [m.Wait, m.Wait, m.Kill, m.Wait]
+    world.relay.answer(waited(1))
+    world.relay.ask(ALICE, m.Wait(9, 9), 0.0)
+    assert world.asked[-1] == m.Wait(5, 9, "alice")
+
+
+def test_a_number_under_which_the_client_waits_is_refused() -> None:
+    world = Relay()
+    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
+    world.relay.ask(ALICE, m.Wait(5, 8), 0.0)
+    assert world.refused() == (5, ErrorCode.INVALID_REQUEST, "req")
+    world.relay.answer(waited(1))
+    assert world.replies[-1] == (b"alice", m.Waited(5, 7, FinishReason.STOP, usage(3, 2)))
+
+
+def test_a_lost_microkernel_fails_all_who_wait_once() -> None:
+    world = Relay()
+    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
+    world.relay.ask(BOB, m.Wait(5, 7), 0.0)
+    world.relay.ask(ALICE, m.Wait(6, 7), 0.0)
+    world.relay.fail_all(Unavailable("gone"))
+    world.relay.fail_all(Unavailable("again"))
+    assert [client for client, _ in world.replies] == [b"alice", b"alice", b"bob"]
+    assert all(isinstance(a, m.Error) and a.message == "gone" for _, a in world.replies)
+    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
+    assert len(world.asked) == 3
 
 
 def test_owner_names() -> None:

@@ -6,90 +6,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway_world import model_info, usage
+from gateway_world import usage
+from router_world import World
 
 from llmos.codes import ErrorCode, FinishReason
-from llmos.ports.core import ListenerCore, Peer
 from llmos.protocol import messages as m
-from llmos.protocol.codec import Schema, pack_i32
+from llmos.protocol.codec import pack_i32
 from llmos.protocol.params import SamplingParams
 from llmos.services.gateway import clients as clients_module
-from llmos.services.gateway.clients import ClientTable
-from llmos.services.gateway.router import ANSWER_TIMEOUT_S, Router
+from llmos.services.gateway.router import ANSWER_TIMEOUT_S
 
 
-class FakeListener:
-    """A ROUTER whose clients may be gone or not reading."""
-
-    def __init__(self) -> None:
-        self.core: ListenerCore[Any] = ListenerCore("client", Schema(m.ClientToGateway), frozenset({"client"}), 1, 8)
-        self.sent: dict[bytes, list[m.Message]] = {}
-        self.gone: set[bytes] = set()
-        self.full: set[bytes] = set()
-
-    def send(self, peer: Peer, message: m.Message) -> bool:
-        if peer.routing_id in self.gone:
-            self.core.counters.unroutable += 1
-            return False
-        if peer.routing_id in self.full:
-            self.core.counters.high_water += 1
-            return False
-        self.sent.setdefault(peer.routing_id, []).append(message)
-        return True
-
-
-class World:
-    def __init__(self, max_in_flight: int = 8) -> None:
-        self.text: list[m.Message] = []
-        self.kernel: list[m.Message] = []
-        self.text_up = self.kernel_up = True
-        self.listener = FakeListener()
-        self.router = Router(self._send_text, self._send_kernel, max_in_flight)
-        self.router.models = {"echo": model_info()}
-        self.table: ClientTable[int] = ClientTable(self.listener, self.router.on_client_gone)  # type: ignore[arg-type]
-        self.router.clients = self.table
-
-    def _send_text(self, message: m.Message) -> bool:
-        if self.text_up:
-            self.text.append(message)
-        return self.text_up
-
-    def _send_kernel(self, message: m.Message) -> bool:
-        if self.kernel_up:
-            self.kernel.append(message)
-        return self.kernel_up
-
-    def client(self, name: bytes, message: Any, now: float = 0.0, uid: int = 0) -> None:
-        peer = self.listener.core.peers.setdefault(name, Peer(name, 1, "client", name.decode(), 42, uid))
-        self.router.on_client(self.table.of(peer), message, now)
-
-    def generate(self, name: bytes = b"a", req: int = 1, **changes: Any) -> None:
-        fields: dict[str, Any] = {"text": None, "token_ids": pack_i32([65, 66]), "messages": None, "model": None}
-        self.client(name, m.Generate(req=req, params=SamplingParams(max_tokens=50), **(fields | changes)))
-
-    def stream(self, name: bytes = b"a", req: int = 1, rid: int = 500) -> None:
-        """A request that has come as far as streaming."""
-        self.generate(name, req)
-        submit = self.kernel[-1]
-        assert isinstance(submit, m.SeqSubmit)
-        self.router.on_kernel(m.SeqAccepted(submit.req, rid))
-
-    def step(self, *entries: tuple[int, int, tuple[int, ...]], ends: tuple[m.SeqEnd, ...] = ()) -> None:
-        self.router.on_kernel(m.SeqTokens(tuple(m.TokenEntry(*entry) for entry in entries), ends))
-
-    def errors(self, name: bytes = b"a") -> list[tuple[int, int]]:
-        return [(e.req, e.code) for e in self.listener.sent.get(name, []) if isinstance(e, m.Error)]
-
-
-def test_nice_and_deadline_travel_to_the_microkernel() -> None:
+def test_what_a_request_asks_of_the_scheduler_travels_to_the_microkernel() -> None:
     world = World()
-    world.generate(nice=-20, deadline_ms=1500.0)
+    world.generate(nice=-20, deadline_ms=1500.0, parent=7, after=(5, 6))
     world.client(b"a", m.Generate(2, None, "ab", None, None, SamplingParams(), "k", 5, 400.0), now=10.0)
     encode = world.text[-1]
     assert isinstance(encode, m.Encode)
     world.router.on_text(m.Encoded(encode.req, pack_i32([65, 66])), 10.25)
     submits = [message for message in world.kernel if isinstance(message, m.SeqSubmit)]
     assert [(s.client_request_id, s.nice, s.deadline_ms) for s in submits] == [(None, -20, 1500.0), ("k", 5, 150.0)]
+    assert [(s.parent, s.after) for s in submits] == [(7, (5, 6)), (None, ())]
 
 
 def test_below_zero_is_for_administrators() -> None:
@@ -242,6 +179,9 @@ def test_services_that_are_not_there_or_silent_are_unavailable() -> None:
     assert len(world.router) == 3
     world.router.tick(ANSWER_TIMEOUT_S)
     assert world.errors() == [(req, ErrorCode.UNAVAILABLE) for req in range(1, 7)]
+    assert len(world.router) == 1  # what the microkernel may still answer
+    world.router.on_kernel(m.SeqAccepted(world.kernel[-1].req, 500))  # type: ignore[attr-defined]
+    assert world.kernel[-1] == m.SeqCancel(500, FinishReason.CANCELLED)
     assert len(world.router) == 0
 
 

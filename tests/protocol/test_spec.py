@@ -45,7 +45,7 @@ def test_each_state_is_named(state: IntEnum) -> None:
 def test_limits_in_the_table_are_the_limits() -> None:
     rows = dict(re.findall(r"^\| `(M(?:AX|IN)_\w+|UNLIMITED)` \| (-?\d+)", TEXT, re.MULTILINE))
     assert {name: int(value) for name, value in rows.items()} == {name: getattr(limits, name) for name in rows}
-    assert len(rows) == 16
+    assert len(rows) == 18
     for number in (
         limits.MAX_STOP_STRINGS,
         limits.MAX_STOP_STRING_CHARS,
@@ -76,7 +76,8 @@ def test_example_frames_decode_to_what_the_text_says(text: str, frame: bytes) ->
 
 def test_the_example_is_a_whole_exchange() -> None:
     names = [text.partition("(")[0] for text, _ in spec_text.examples(TEXT)]
-    assert names == ["Hello", "Welcome", "Generate", "Accepted", "Tokens", "Tokens", "Ack", "Finished", "Error"]
+    one_shot = ["Hello", "Welcome", "Generate", "Accepted", "Tokens", "Tokens", "Ack", "Finished"]
+    assert names == [*one_shot, "Spawn", "Spawned", "Append", "Appended", "Continue", "Attach", "Error"]
 
 
 def test_refresh_changes_nothing_in_a_page_that_is_up_to_date() -> None:

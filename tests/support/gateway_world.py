@@ -1,7 +1,5 @@
-"""A gateway's surroundings without a model: a tokenizer of bytes, a microkernel that echoes prompts, and a thread to run them in.
-
-The echo: output token i of a sequence is prompt token i modulo the prompt's length, until max_tokens. So the right answer to
-every request is known, and every stream's content is different.
+"""A gateway's surroundings without a model: a tokenizer of bytes, a microkernel that echoes (echo_kernel.py), and a thread to run
+them in.
 """
 
 from __future__ import annotations
@@ -9,26 +7,31 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from echo_kernel import EchoKernel
+from echo_sequence import explained, tenant_row, usage
+from loop_thread import DEADLINE_S, LoopThread, until, wait_until
 
-from llmos.codes import FinishReason, SeqState
-from llmos.errors import NotFound
 from llmos.ports.aio import AsyncListener
-from llmos.ports.core import Peer, error_message
 from llmos.ports.endpoint import RunDir
-from llmos.protocol import limits
 from llmos.protocol import messages as m
-from llmos.protocol.codec import Schema, pack_i32, unpack_i32
+from llmos.protocol.codec import Schema, pack_i32
 from llmos.protocol.params import SamplingParams
 from llmos.services.gateway.service import Gateway
 
-DEADLINE_S = 30.0  # far above what is needed: the machine may be busy
+__all__ = [
+    "DEADLINE_S",
+    "GatewayWorld",
+    "LoopThread",
+    "explained",
+    "model_info",
+    "tenant_row",
+    "until",
+    "usage",
+    "wait_until",
+]
 
 
 def model_info(name: str = "echo", **changes: Any) -> m.ModelInfo:
@@ -41,50 +44,6 @@ def model_info(name: str = "echo", **changes: Any) -> m.ModelInfo:
         "defaults": SamplingParams(temperature=0.7, top_k=40),
     }
     return m.ModelInfo(**(fields | changes))
-
-
-def usage(prompt: int = 1, output: int = 0) -> m.Usage:
-    return m.Usage(prompt, 0, output, 0, 0.5, 2.0)
-
-
-TENANT_LIMITS = ("weight", "max_pages", "guaranteed_pages", "max_running", "max_waiting", "tokens_per_s")
-
-
-def tenant_row(name: str, **changes: Any) -> m.TenantRow:
-    unlimited = limits.UNLIMITED
-    row = m.TenantRow(name, "echo", 1.0, unlimited, 0, unlimited, unlimited, 0.0)
-    return msgspec.structs.replace(row, **changes)
-
-
-def explained(rid: int, req: int = 1, nice: int = 0) -> m.Explained:
-    """Ten seconds of a life, a tenth of it decoding."""
-    parts = {
-        "queue": 2000.0,
-        "prefill": 500.0,
-        "decode": 1000.0,
-        "preempted": 1500.0,
-        "suspended": 4000.0,
-        "client": 1000.0,
-    }
-    times = {f"{name}_ms": value for name, value in parts.items()}
-    return m.Explained(
-        req, rid, SeqState.RUNNING, age_ms=10_000.0, **times, preemptions=2, suspensions=1, cached_tokens=32, nice=nice
-    )
-
-
-def wait_until(condition: Callable[[], Any], what: str = "") -> None:
-    """Wait on a condition with a deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what or condition}"
-        time.sleep(0.005)
-
-
-async def until(condition: Callable[[], Any], what: str = "") -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what or condition}"
-        await asyncio.sleep(0.005)
 
 
 class _Stream:
@@ -157,189 +116,6 @@ class FakeTokenizer:
         return decoded
 
 
-class _Sequence:
-    def __init__(self, peer: Peer, submit: m.SeqSubmit) -> None:
-        self.peer = peer
-        self.submit = submit
-        self.prompt = list(unpack_i32(submit.prompt))
-        self.sent = 0
-        self.ending: FinishReason | None = None
-        self.nice = submit.nice
-        self.suspended = False
-
-
-class FakeKernel:
-    """Echoes. `paused`: accepts and then waits. `silent`: does not even accept. `tokens_per_step` for each sequence."""
-
-    def __init__(self, run_dir: RunDir) -> None:
-        self.paused = False
-        self.silent = False
-        self.tokens_per_step = 3
-        self.window = 4096
-        self.seen: list[Any] = []
-        self.sequences: dict[int, _Sequence] = {}
-        self.controls: list[Any] = []
-        self.tenants = {"alice": tenant_row("alice"), "bob": tenant_row("bob")}
-        self.acked: dict[int, int] = {}
-        self._next_rid = 100
-        roles = frozenset({"gateway"})
-        self.listener: AsyncListener[Any] = AsyncListener(run_dir, "kernel", Schema(m.ToKernel), roles)
-        self.control: AsyncListener[Any] = AsyncListener(run_dir, "kernel-control", Schema(m.ToKernel), roles)
-
-    async def run(self) -> None:
-        while True:
-            peer, message = await self.listener.receive()
-            self.seen.append(message)
-            if isinstance(message, m.SeqSubmit):
-                self._submit(peer, message)
-            elif isinstance(message, m.SeqCancel) and message.rid in self.sequences:
-                self._end(message.rid, FinishReason(message.reason))
-            elif isinstance(message, m.SeqFinish) and message.rid in self.sequences:
-                self.sequences[message.rid].sent = message.upto
-                self._end(message.rid, FinishReason.STOP)
-            elif isinstance(message, m.SeqAck):
-                self.acked[message.rid] = message.upto
-
-    async def run_control(self) -> None:
-        while True:
-            peer, message = await self.control.receive()
-            self.controls.append(message)
-            self.control.send(peer, self._answer(message))
-
-    async def run_steps(self) -> None:
-        while True:
-            await asyncio.sleep(0.001)
-            if not self.paused:
-                self.step()
-
-    def step(self) -> None:
-        """One token batch for all running sequences."""
-        batches: dict[Peer, tuple[list[m.TokenEntry], list[m.SeqEnd]]] = {}
-        for rid, sequence in list(self.sequences.items()):
-            if sequence.suspended:
-                continue
-            limit = min(sequence.submit.params.max_tokens or 0, self.acked.get(rid, 0) + self.window)
-            first, last = sequence.sent, min(limit, sequence.sent + self.tokens_per_step)
-            entries, ends = batches.setdefault(sequence.peer, ([], []))
-            if last > first:
-                sequence.sent = last
-                ids = tuple(sequence.prompt[i % len(sequence.prompt)] for i in range(first, last))
-                entries.append(m.TokenEntry(rid, first, ids))
-            if last == sequence.submit.params.max_tokens:
-                ends.append(m.SeqEnd(rid, FinishReason.LENGTH, usage(len(sequence.prompt), last)))
-                del self.sequences[rid]
-        for peer, (entries, ends) in batches.items():
-            if entries or ends:
-                self.listener.send(peer, m.SeqTokens(tuple(entries), tuple(ends)))
-
-    def _submit(self, peer: Peer, message: m.SeqSubmit) -> None:
-        if self.silent:
-            return
-        self._next_rid += 1
-        self.sequences[self._next_rid] = _Sequence(peer, message)
-        self.listener.send(peer, m.SeqAccepted(message.req, self._next_rid))
-
-    def _end(self, rid: int, reason: FinishReason) -> None:
-        sequence = self.sequences.pop(rid)
-        end = m.SeqEnd(rid, reason, usage(len(sequence.prompt), sequence.sent))
-        self.listener.send(sequence.peer, m.SeqTokens((), (end,)))
-
-    def _answer(self, message: Any) -> m.Message:
-        if isinstance(message, m.PsGet):
-            mine = (rid for rid, seq in self.sequences.items() if message.owner in (None, seq.submit.owner))
-            return m.PsReply(message.req, tuple(map(self._row, mine)))
-        if isinstance(message, m.Kill | m.Nice | m.Suspend | m.Resume | m.Explain):
-            return self._act(message)
-        if isinstance(message, m.TenantSet):
-            given = {name: getattr(message, name) for name in TENANT_LIMITS if getattr(message, name) is not None}
-            row = self.tenants.get(message.tenant, tenant_row(message.tenant))
-            self.tenants[message.tenant] = msgspec.structs.replace(row, **given)
-            return m.TenantsReply(message.req, (self.tenants[message.tenant],))
-        if isinstance(message, m.TenantsGet):
-            rows = tuple(row for name, row in self.tenants.items() if message.owner in (None, name))
-            return m.TenantsReply(message.req, rows)
-        if isinstance(message, m.StatusGet):
-            lane = m.LaneStatus("echo", 1, True, 16, 64, 60, 2, 1, 3, 9, 27, 0, 8, 16, 0, "float32", "cpu", 512)
-            service = m.ServiceStatus("microkernel", 3, 4321, 0, 61_000.0, "fine")
-            return m.StatusReply(message.req, "0.1.0", 61_000.0, (lane,), (service,))
-        assert isinstance(message, m.ModelsGet), message
-        row = m.ModelRow("echo", "/models/echo", "ab" * 32, "EchoForCausalLM", "serving", 1_234_567)
-        return m.ModelsReply(message.req, (row,))
-
-    def _act(self, message: Any) -> m.Message:
-        """A verb on one sequence; a foreign one answers like an unknown one."""
-        sequence = self.sequences.get(message.rid)
-        if sequence is None or message.owner not in (None, sequence.submit.owner):
-            error = NotFound(f"no sequence {message.rid}", field="rid", rid=message.rid)
-            return error_message(error, message.req)
-        if isinstance(message, m.Kill):
-            self._end(message.rid, FinishReason.KILLED)
-            return m.Killed(message.req, message.rid)
-        if isinstance(message, m.Explain):
-            return explained(message.rid, message.req, nice=sequence.nice)
-        if isinstance(message, m.Nice):
-            sequence.nice = message.nice
-        else:
-            sequence.suspended = isinstance(message, m.Suspend)
-        return m.Done(message.req, message.rid)
-
-    def _row(self, rid: int) -> m.SeqRow:
-        sequence = self.sequences[rid]
-        limit = sequence.submit.params.max_tokens or 0
-        return m.SeqRow(
-            rid,
-            sequence.submit.owner,
-            "echo",
-            SeqState.SUSPENDED if sequence.suspended else SeqState.RUNNING,
-            len(sequence.prompt),
-            sequence.sent,
-            limit,
-            3,
-            0,
-            0,
-            1500.0,
-            12.5,
-            sequence.nice,
-        )
-
-
-class LoopThread:
-    """An event loop in a thread, for tests of blocking code."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._tasks: list[asyncio.Task[Any]] = []
-        self._thread.start()
-
-    def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(DEADLINE_S)
-
-    def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        async def run() -> Any:
-            return function(*arguments)
-
-        return self.call(run())
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = self.do(lambda: self.loop.create_task(coroutine))
-        self._tasks.append(task)
-        return task
-
-    def stop(self) -> None:
-        async def end() -> None:
-            for task in self._tasks:
-                task.cancel()
-            for result in await asyncio.gather(*self._tasks, return_exceptions=True):
-                if not isinstance(result, asyncio.CancelledError | None):
-                    raise result  # a fake that died makes its test fail
-
-        self.call(end())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(DEADLINE_S)
-        self.loop.close()
-
-
 class GatewayWorld:
     """A real gateway between fakes, in a thread. `with GatewayWorld() as world: Client(world.path)`."""
 
@@ -373,7 +149,7 @@ class GatewayWorld:
         self._tokenizer_tasks = [self.thread.spawn(self.tokenizer.run())]
 
     def start_kernel(self) -> None:
-        self.kernel = self.thread.do(FakeKernel, self.run_dir)
+        self.kernel = self.thread.do(EchoKernel, self.run_dir)
         runs = (self.kernel.run(), self.kernel.run_control(), self.kernel.run_steps())
         self._kernel_tasks = [self.thread.spawn(run) for run in runs]
 

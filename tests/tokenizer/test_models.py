@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import tiny_tokenizers as tiny
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer
 
 from llmos.errors import InvalidRequest, LlmosError, ModelError, NotFound
 from llmos.protocol.messages import ChatMessage
 from llmos.protocol.params import SamplingParams
-from llmos.services.tokenizer.models import ModelTable, load_model
+from llmos.services.tokenizer.models import ModelTable, load_model, without_prefix_space
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 
@@ -22,6 +23,33 @@ def test_text_gets_the_special_tokens_of_the_post_processor(tmp_path: Path) -> N
     for text in tiny.SAMPLES:
         assert load_model("m", path).encode_text(text) == reference.encode(text)
     assert load_model("m", path).encode_text("") == [0]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "unigram"])
+def test_text_that_continues_gets_nothing_around_it(tmp_path: Path, kind: str) -> None:
+    """No special tokens, and no space where the tokenizer puts one before a text: that of the pieces is that of the whole."""
+    model = load_model("m", tiny.model_dir(tmp_path, tiny.with_bos(tiny.ALL[kind]())))
+    bos = tiny.ALL[kind]().token_to_id("<s>")
+    assert model.encode_text("fox")[0] == bos
+    text, more = "The quick", "er fox, doesn't it?"
+    ids = model.encode_text(text) + model.encode_text(more, continues=True)
+    assert ids.count(bos) == 1
+    assert model.open_stream(()).step(tuple(ids), True).text == text + more
+    assert model.encode_text("", continues=True) == []
+    spaced = model.encode_text("one") + model.encode_text(" two", continues=True)
+    assert model.open_stream(()).step(tuple(spaced), True).text == "one two"
+
+
+def test_only_a_tokenizer_that_adds_a_space_is_loaded_twice() -> None:
+    assert without_prefix_space(tiny.byte_level()) is tiny.byte_level()
+    for tokenizer in (tiny.unigram(), tiny.byte_fallback()):
+        other = without_prefix_space(tokenizer)
+        assert other is not tokenizer
+        assert other.get_vocab() == tokenizer.get_vocab()
+    nested = Tokenizer.from_str(tiny.byte_level().to_str())
+    nested.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=True)])
+    assert nested.encode("fox").ids != tiny.byte_level().encode("fox").ids
+    assert without_prefix_space(nested).encode("fox").ids == tiny.byte_level().encode("fox").ids
 
 
 @pytest.mark.parametrize("flag", [True, False])

@@ -35,6 +35,7 @@ from llmos.protocol.messages import (
     ModelInfoList,
     TokenizerToGateway,
 )
+from llmos.services.tokenizer.models import load_model
 from llmos.services.tokenizer.service import ROLES, TextService, load_models
 
 ANSWERS = Schema(TokenizerToGateway)
@@ -97,6 +98,23 @@ def test_encode_text_messages_and_pieces(tmp_path: Path) -> None:
     assert text.req == 1
     assert tuple(unpack_i32(text.token_ids)) == tuple(unpack_i32(chat.token_ids)) == ids_of("The fox")
     assert "".join(pieces.pieces) == "fox"
+
+
+def test_text_that_continues_has_no_special_tokens_in_front(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    path = tiny.model_dir(tmp_path / "bos", tiny.with_bos(tiny.byte_level()))
+    world.table.add(load_model("bos", path))
+    begin, short, long, empty = world.ask(
+        world.gateway(),
+        Encode(1, "bos", "fox", None),
+        Encode(2, "bos", "fox", None, continues=True),
+        Encode(3, "bos", "fox " * 1000, None, continues=True),
+        Encode(4, "bos", "", None, continues=True),
+    )
+    assert tuple(unpack_i32(begin.token_ids)) == (0, *ids_of("fox"))
+    assert tuple(unpack_i32(short.token_ids)) == ids_of("fox")
+    by_req = {answer.req: tuple(unpack_i32(answer.token_ids)) for answer in (long, empty)}
+    assert by_req == {3: ids_of("fox " * 1000), 4: ()}
 
 
 def test_long_text_is_encoded_in_a_thread_and_short_ones_overtake_it(tmp_path: Path) -> None:
