@@ -5,6 +5,9 @@ stream; each hands what arrives to its sink, a callable that must not block. Sta
 
     sent -> accepted (Accepted) -> ended (Finished, Error, a gap in the offsets, or the connection's death)
 
+A reader that leaves a sequence which is to go on puts a `Drain` in its place: what still comes is acknowledged unread, because a
+sequence whose reader does not read is held back.
+
 Invariants: after the terminal item (Completion or LlmosError) the sink gets nothing more; every waiter of a dead
 connection is failed; messages for unknown numbers are dropped and counted in `stray` (the tail of a cancelled request
 is one).
@@ -14,15 +17,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from llmos.client.types import Chunk, Completion
 from llmos.codes import FinishReason
 from llmos.errors import LlmosError, ProtocolError, SequenceFailed, from_code
-from llmos.protocol.messages import Accepted, Cancel, Error, Finished, Message, TokenLogprobs, Tokens, Welcome
+from llmos.protocol.messages import Accepted, Ack, Cancel, Error, Finished, Message, TokenLogprobs, Tokens, Welcome
 
 ACK_EVERY_TOKENS = 256
-_WHY = {FinishReason.DEADLINE: "its deadline passed while it waited,"}  # the other names speak for themselves
+_WHY = {  # the other names speak for themselves
+    FinishReason.DEADLINE: "its deadline passed while it waited,",
+    FinishReason.DEPENDENCY: "its dependency (`after`) ended badly,",
+}
 Sink = Callable[[Any], None]
 
 
@@ -38,6 +44,9 @@ class Waiter(Protocol):
     def fail(self, error: LlmosError) -> None: ...
 
 
+W = TypeVar("W", bound=Waiter)
+
+
 class ClientCore:
     """Requests of one connection."""
 
@@ -49,12 +58,19 @@ class ClientCore:
     def __len__(self) -> int:
         return len(self._waiters)
 
-    def add(self, make: Callable[[int], Waiter]) -> tuple[int, Waiter]:
+    def add(self, make: Callable[[int], W]) -> tuple[int, W]:
         """Give a waiter the next number."""
         req = next(self._numbers)
         waiter = make(req)
         self._waiters[req] = waiter
         return req, waiter
+
+    def replace(self, req: int, old: Waiter, new: Waiter) -> bool:
+        """`new` waits for `req` instead of `old`; False if `old` does not any more."""
+        if self._waiters.get(req) is not old:
+            return False
+        self._waiters[req] = new
+        return True
 
     def forget(self, req: int) -> bool:
         """Nobody waits for `req` any more; True if somebody did."""
@@ -107,12 +123,18 @@ class Reply:
 
 
 class Generation:
-    """Waits for a stream; the sink gets Chunks, then one Completion or LlmosError."""
+    """Waits for a stream from token `start` of an output on; the sink gets Chunks, then one Completion or LlmosError.
 
-    def __init__(self, req: int, sink: Sink) -> None:
+    `rid` is None until it is accepted. `upto`: the offset of the token that comes next. `detaches`: whoever leaves it lets the
+    sequence go on; else the output ends.
+    """
+
+    def __init__(self, req: int, sink: Sink, start: int = 0, *, detaches: bool = False) -> None:
         self.req = req
         self.ended = False
-        self.rid = 0
+        self.rid: int | None = None
+        self.upto = start
+        self.detaches = detaches
         self._model = ""
         self._sink = sink
         self._text: list[str] = []
@@ -129,8 +151,7 @@ class Generation:
         elif isinstance(message, Error):
             self.fail(_typed(message))
         else:
-            self.fail(ProtocolError(f"a {type(message).__name__} does not belong to a stream"))
-            return Cancel(self.req)
+            return self._broken(f"a {type(message).__name__} does not belong to a stream")
         return None
 
     def fail(self, error: LlmosError) -> None:
@@ -138,19 +159,19 @@ class Generation:
         self._sink(error)
 
     def _tokens(self, message: Tokens) -> Message | None:
-        if message.offset != len(self._ids):
-            self.fail(
-                ProtocolError(
-                    f"gap in the stream: got offset {message.offset}, expected {len(self._ids)}", rid=self.rid
-                )
-            )
-            return Cancel(self.req)
+        if message.offset != self.upto:
+            return self._broken(f"gap in the stream: got offset {message.offset}, expected {self.upto}")
+        self.upto += len(message.ids)
         self._ids.extend(message.ids)
         self._text.append(message.text)
         if message.logprobs is not None:
             self._logprobs = [*(self._logprobs or ()), *message.logprobs]
-        self._sink(Chunk(message.text, message.ids, message.offset, message.logprobs, self.rid))
+        self._sink(Chunk(message.text, message.ids, message.offset, message.logprobs, self.rid or 0))
         return None
+
+    def _broken(self, why: str) -> Message | None:
+        self.fail(ProtocolError(why, rid=self.rid))
+        return None if self.detaches else Cancel(self.req)
 
     def _finished(self, message: Finished) -> None:
         try:
@@ -166,7 +187,7 @@ class Generation:
         self.ended = True
         if message.text:
             self._text.append(message.text)
-            self._sink(Chunk(message.text, (), len(self._ids), None, self.rid))
+            self._sink(Chunk(message.text, (), self.upto, None, message.rid))
         logprobs = None if self._logprobs is None else tuple(self._logprobs)
         self._sink(
             Completion(
@@ -182,12 +203,29 @@ class Generation:
         )
 
 
+class Drain:
+    """Takes the place of a Generation whose reader left: acknowledges and drops what comes."""
+
+    def __init__(self, left: Generation) -> None:
+        self.ended = False
+        self._req = left.req
+        self._acks = AckCounter(left.upto)
+
+    def deliver(self, message: Message) -> Message | None:
+        self.ended = isinstance(message, (Finished, Error))
+        upto = self._acks.read(len(message.ids)) if isinstance(message, Tokens) else None
+        return None if upto is None else Ack(self._req, upto)
+
+    def fail(self, error: LlmosError) -> None:
+        self.ended = True
+
+
 class AckCounter:
     """Decides when to tell the gateway how far the consumer has read: every `ACK_EVERY_TOKENS`."""
 
-    def __init__(self) -> None:
-        self._read = 0
-        self._told = 0
+    def __init__(self, start: int = 0) -> None:
+        self._read = start
+        self._told = start
 
     def read(self, num_tokens: int) -> int | None:
         """The consumer took `num_tokens` more; returns the offset to acknowledge, if it is time."""

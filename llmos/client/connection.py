@@ -11,11 +11,11 @@ import contextlib
 import logging
 import socket as unix
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import zmq
 
-from llmos.client._core import ClientCore, Generation, Reply, Sink, Waiter
+from llmos.client._core import ClientCore, Drain, Generation, Reply, W
 from llmos.errors import DaemonNotRunning, LlmosError, PermissionRefused, ProtocolError, RequestTimeout, Unavailable
 from llmos.ports.aio import AsyncDialer
 from llmos.ports.endpoint import RunDir
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 5.0
 _FAIR_SHARE = 64  # messages routed before other tasks get a turn: a receive that need not wait never yields
 _schema: Schema[Any] = Schema(GatewayToClient)
+M = TypeVar("M", bound=Message)
 
 
 class Connection:
@@ -68,20 +69,22 @@ class Connection:
         with contextlib.suppress(Unavailable):
             self.send(message)
 
-    def submit(self, build: Callable[[int], Message], waiter: Callable[[int], Waiter]) -> int:
+    def submit(self, build: Callable[[int], Message], waiter: Callable[[int], W]) -> tuple[int, W]:
         """Enter a request into the table and send it."""
-        req, _ = self.core.add(waiter)
+        req, added = self.core.add(waiter)
         try:
             self.send(build(req))
         except LlmosError:
             self.core.forget(req)
             raise
-        return req
+        return req, added
 
-    async def call(self, build: Callable[[int], Message], expected: type[Message], timeout_s: float) -> Any:
-        """One request, one reply."""
+    async def call(
+        self, build: Callable[[int], Message], expected: type[M], timeout_s: float | None, *, cancels: bool = False
+    ) -> M:
+        """One request, one reply; `timeout_s` None: however long it takes. `cancels`: tell the gateway if nobody waits any more."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        req = self.submit(
+        req, _ = self.submit(
             build, lambda _: Reply(expected, lambda item: None if reply.done() else reply.set_result(item))
         )
         try:
@@ -90,9 +93,11 @@ class Connection:
         except TimeoutError:
             raise RequestTimeout(f"no answer from the gateway within {timeout_s:g} s") from None
         finally:
-            self.core.forget(req)
+            if self.core.forget(req) and cancels:
+                self.send_if_open(Cancel(req))
         if isinstance(answer, LlmosError):
             raise answer
+        assert isinstance(answer, expected), answer
         return answer
 
     def close(self, error: LlmosError) -> None:
@@ -139,19 +144,30 @@ class Connection:
 
 
 class Submission:
-    """A generation that was sent. Its owner acknowledges what it read and cancels when it leaves early."""
+    """A generation that was sent. Its owner acknowledges what it read and leaves when it does not read on."""
 
-    def __init__(self, connection: Connection, build: Callable[[int], Message], sink: Sink) -> None:
+    def __init__(
+        self, connection: Connection, build: Callable[[int], Message], generation: Callable[[int], Generation]
+    ) -> None:
         self._connection = connection
-        self.req = connection.submit(build, lambda req: Generation(req, sink))
+        self._req, self._generation = connection.submit(build, generation)
+
+    @property
+    def rid(self) -> int | None:
+        """The sequence's number, once it is accepted."""
+        return self._generation.rid
 
     def acknowledge(self, upto: int) -> None:
-        self._connection.send_if_open(Ack(self.req, upto))
+        self._connection.send_if_open(Ack(self._req, upto))
 
-    def cancel(self) -> None:
-        """Stop the sequence and forget it; without effect after its end."""
-        if self._connection.core.forget(self.req):
-            self._connection.send_if_open(Cancel(self.req))
+    def leave(self) -> None:
+        """Read no further; without effect after the end."""
+        core = self._connection.core
+        if self._generation.detaches:
+            if core.replace(self._req, self._generation, Drain(self._generation)):
+                self.acknowledge(self._generation.upto)
+        elif core.forget(self._req):
+            self._connection.send_if_open(Cancel(self._req))
 
 
 def check_listening(run_dir: RunDir, name: str) -> None:

@@ -1,8 +1,8 @@
 """Streams of an answer: iterators over `Chunk` that are context managers too.
 
-States: open -> ended (all chunks read; `completion` is set, or the error was raised) | left (closed early: the
-sequence is cancelled). Leaving early is: `close`, the end of a `with` block, an exception, or nobody holding the
-stream any longer.
+States: open -> ended (all chunks read; `completion` is set, or the error was raised) | left (closed early). Leaving early is:
+`close`, the end of a `with` block, an exception, or nobody holding the stream any longer. It ends the output that the stream
+asked for; a stream that is only attached leaves it to go on.
 
 Invariant: what the event loop holds on to is the queue, never the stream, so that a dropped stream can be collected.
 """
@@ -13,16 +13,19 @@ import asyncio
 import contextlib
 import queue
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmos.client._core import AckCounter, Sink
 from llmos.client.connection import Submission
 from llmos.client.types import Chunk, Completion
-from llmos.errors import InvalidRequest, LlmosError, RequestTimeout, Unavailable
+from llmos.client.wire import Output, late
+from llmos.errors import InvalidRequest, LlmosError, Unavailable
 
-Start = Callable[[Sink], Awaitable[Submission]]
+if TYPE_CHECKING:
+    from llmos.client.asequence import AsyncSequence
+    from llmos.client.sequence import Sequence
 
 
 class _Request:
@@ -32,10 +35,14 @@ class _Request:
         self._submission: Submission | None = None
         self._left = False
 
-    async def begin(self, start: Start, sink: Sink) -> None:
+    @property
+    def rid(self) -> int | None:
+        return None if self._submission is None else self._submission.rid
+
+    async def begin(self, output: Output, sink: Sink) -> None:
         """Submit; a failure goes where the reader will find it."""
         try:
-            self._submission = await start(sink)
+            self._submission = await output.submit(sink)
         except LlmosError as error:
             sink(error)
         except asyncio.CancelledError:
@@ -49,22 +56,23 @@ class _Request:
             self._submission.acknowledge(upto)
 
     def leave(self) -> None:
-        """Cancel what was sent, or what is about to be."""
+        """Read no further, neither what was asked for nor what is about to be."""
         self._left = True
         if self._submission is not None:
-            self._submission.cancel()
+            self._submission.leave()
 
 
 class _Reading:
     """What both kinds of stream do with what they take from their queue."""
 
-    def __init__(self, timeout_s: float | None) -> None:
-        self._acks = AckCounter()
+    def __init__(self, output: Output) -> None:
+        self._acks = AckCounter(output.start)
         self._completion: Completion | None = None
-        self._rid: int | None = None
         self._over = False
-        self._timeout_s = timeout_s
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._request = _Request()
+        self._rid = output.rid
+        self._timeout_s = output.timeout_s
+        self._deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
 
     @property
     def completion(self) -> Completion:
@@ -75,19 +83,21 @@ class _Reading:
 
     @property
     def rid(self) -> int | None:
-        """The sequence's id as `ps` shows it; known from the first chunk on."""
-        return self._rid
+        """The sequence's id as `ps` shows it; that of a new sequence is known when it is accepted, at the latest from the first
+        chunk on."""
+        return self._request.rid if self._rid is None else self._rid
+
+    def _known_rid(self) -> int:
+        if (rid := self.rid) is None:
+            raise InvalidRequest("the stream has no sequence yet: nothing was read", field="stream")
+        return rid
 
     def _time_left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def _late(self) -> RequestTimeout:
-        return RequestTimeout(f"the answer did not end within {self._timeout_s:g} s", field="timeout_s")
-
     def _take(self, item: Any) -> Chunk | None:
         """A chunk, None at the end; raises what ended the stream instead."""
         if isinstance(item, Chunk):
-            self._rid = item.rid
             return item
         self._over = True
         if isinstance(item, LlmosError):
@@ -103,12 +113,17 @@ class AsyncTokenStream(_Reading):
     The request is on its way when the stream is made; must be made on a running event loop.
     """
 
-    def __init__(self, start: Start, timeout_s: float | None) -> None:
-        super().__init__(timeout_s)
+    def __init__(self, output: Output, sequence: Callable[[int], AsyncSequence]) -> None:
+        super().__init__(output)
+        self._sequence = sequence
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._request = _Request()
-        self._task = self._loop.create_task(self._request.begin(start, self._queue.put_nowait))
+        self._task = self._loop.create_task(self._request.begin(output, self._queue.put_nowait))
+
+    @property
+    def sequence(self) -> AsyncSequence:
+        """A handle to the sequence; there is one when `rid` is known."""
+        return self._sequence(self._known_rid())
 
     def __aiter__(self) -> AsyncTokenStream:
         return self
@@ -121,7 +136,7 @@ class AsyncTokenStream(_Reading):
                 item = await self._queue.get()
         except TimeoutError:
             await self.aclose()
-            raise self._late() from None
+            raise late(self._timeout_s) from None
         except asyncio.CancelledError:
             await self.aclose()
             raise
@@ -134,7 +149,7 @@ class AsyncTokenStream(_Reading):
         return chunk
 
     async def aclose(self) -> None:
-        """Leave; cancels the sequence if it has not ended."""
+        """Leave; ends the output unless the stream is only attached to it."""
         if not self._over:
             self._over = True
             self._request.leave()
@@ -157,12 +172,17 @@ class AsyncTokenStream(_Reading):
 class TokenStream(_Reading):
     """`for chunk in stream`. One thread reads a stream at a time."""
 
-    def __init__(self, start: Start, timeout_s: float | None, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(timeout_s)
+    def __init__(self, output: Output, sequence: Callable[[int], Sequence], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(output)
+        self._sequence = sequence
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._loop = loop
-        self._request = _Request()
-        self._task = asyncio.run_coroutine_threadsafe(self._request.begin(start, self._queue.put), loop)
+        self._task = asyncio.run_coroutine_threadsafe(self._request.begin(output, self._queue.put), loop)
+
+    @property
+    def sequence(self) -> Sequence:
+        """A handle to the sequence; there is one when `rid` is known."""
+        return self._sequence(self._known_rid())
 
     def __iter__(self) -> TokenStream:
         return self
@@ -174,7 +194,7 @@ class TokenStream(_Reading):
             item = self._queue.get(timeout=self._time_left())
         except queue.Empty:
             self.close()
-            raise self._late() from None
+            raise late(self._timeout_s) from None
         except BaseException:  # Ctrl-C while waiting: nobody will read the rest
             self.close()
             raise
@@ -187,7 +207,7 @@ class TokenStream(_Reading):
         return chunk
 
     def close(self) -> None:
-        """Leave; cancels the sequence if it has not ended."""
+        """Leave; ends the output unless the stream is only attached to it."""
         if not self._over:
             self._over = True
             self._on_loop(self._request.leave)

@@ -4,9 +4,11 @@
         print(client.generate("Once upon a time", max_tokens=64).text)
         for chunk in client.generate("Once upon a time", stream=True):
             print(chunk.text, end="", flush=True)
+        with client.spawn("Once upon a time") as seq:
+            kids = seq.fork(4)
 
 Thread-safe: any number of threads may share one Client, and each of their requests is a sequence of its own in the
-same batch.
+same batch. What a sequence can do is in `sequence.py`.
 """
 
 from __future__ import annotations
@@ -15,22 +17,24 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
-from llmos.client.aio import AsyncClient, check_timeout
-from llmos.client.prompts import ChatLike, PromptLike, generate_request
+from llmos.client.aio import AsyncClient
+from llmos.client.blocking import blocking
+from llmos.client.options import GenerateOptions, PromptLike, SequenceLike, SpawnOptions
+from llmos.client.sequence import Sequence
 from llmos.client.stream import TokenStream
-from llmos.client.types import Completion, Tokenization
+from llmos.client.types import Completion
+from llmos.client.wire import Output
 from llmos.errors import Unavailable
-from llmos.protocol.messages import Explained, ModelRow, SeqRow, StatusReply, TenantRow
-from llmos.protocol.params import SamplingParams
 
 T = TypeVar("T")
 _CLOSE_TIMEOUT_S = 5.0
+_LEAVE_TIMEOUT_S = 2.0  # for what an interrupted call still has to say to the gateway
 
 
 class Client:
@@ -42,148 +46,69 @@ class Client:
     def __init__(
         self, run_dir: str | Path | None = None, model: str | None = None, timeout_s: float | None = None
     ) -> None:
-        self._client = AsyncClient(run_dir, model, timeout_s)
+        self._inner = AsyncClient(run_dir, model, timeout_s)
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="llmos-client", daemon=True)
         thread.start()
         # Holds everything but the Client itself, so that a forgotten Client is closed by the collector, or at exit.
-        self._finalizer = weakref.finalize(self, _stop, self._client, self._loop, thread)
+        self._finalizer = weakref.finalize(self, _stop, self._inner, self._loop, thread)
 
     @overload
     def generate(
-        self,
-        prompt: PromptLike,
-        *,
-        model: str | None = None,
-        params: SamplingParams | None = None,
-        stream: Literal[False] = False,
-        client_request_id: str | None = None,
-        timeout_s: float | None = None,
-        nice: int = 0,
-        deadline_s: float | None = None,
-        **sampling: Any,
+        self, prompt: PromptLike, *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
     ) -> Completion: ...
 
     @overload
     def generate(
-        self,
-        prompt: PromptLike,
-        *,
-        model: str | None = None,
-        params: SamplingParams | None = None,
-        stream: Literal[True],
-        client_request_id: str | None = None,
-        timeout_s: float | None = None,
-        nice: int = 0,
-        deadline_s: float | None = None,
-        **sampling: Any,
+        self, prompt: PromptLike, *, stream: Literal[True], **options: Unpack[GenerateOptions]
     ) -> TokenStream: ...
 
     def generate(
-        self,
-        prompt: PromptLike,
-        *,
-        model: str | None = None,
-        params: SamplingParams | None = None,
-        stream: bool = False,
-        client_request_id: str | None = None,
-        timeout_s: float | None = None,
-        nice: int = 0,
-        deadline_s: float | None = None,
-        **sampling: Any,
+        self, prompt: PromptLike, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Completion | TokenStream:
         """Continue `prompt`: a str is plain text, a list of `{"role", "content"}` is a chat, a list of ints is token
         ids.
 
-        Keyword arguments that are not listed are fields of `SamplingParams` and win over `params`. With `stream=True`
-        the result is an iterator over chunks that cancels the sequence when it is left early.
+        Options: the fields of `SamplingParams`, which win over `params=`; `model`; `nice`: 19 waits for everybody, -20 (below 0:
+        administrators) for nobody; `deadline_s`: a sequence that still waits this many seconds from now fails with
+        `SequenceFailed`, one that can not be done by then is refused; `timeout_s`: the longest time for the whole answer;
+        `parent`: the sequence whose job it belongs to; `after`: the sequences that have to end well before it begins;
+        `client_request_id`.
 
-        `nice`: 19 waits for everybody, -20 (below 0: administrators) for nobody. `deadline_s`: a sequence that still waits
-        this many seconds from now fails with `SequenceFailed`; one that can not be done by then is refused.
+        With `stream=True` the result is an iterator over chunks that cancels the sequence when it is left early.
         """
-        self._check_open()
-        request = generate_request(
-            prompt, model or self._client.model, params, client_request_id, sampling, nice, deadline_s
-        )
-        limit = self._client.timeout_s if timeout_s is None else check_timeout(timeout_s)
-        if stream:
-            return TokenStream(self._client.start(request), limit, self._loop)
-        return self._run(self._client.complete(request, limit))
+        output = self._inner._output(prompt, options)
+        return self._stream(output, self.sequence) if stream else self._run(output.collect())
 
-    def tokenize(self, prompt: str | Sequence[ChatLike], *, model: str | None = None) -> Tokenization:
-        """Token ids of a text, or of a chat with the model's template around it."""
-        return self._run(self._client.tokenize(prompt, model=model))
+    def spawn(self, prompt: PromptLike | None = None, **options: Unpack[SpawnOptions]) -> Sequence:
+        """An open sequence: its tokens are computed at once, then it rests until it is told to generate.
 
-    def models(self) -> tuple[ModelRow, ...]:
-        """Registered models."""
-        return self._run(self._client.models())
-
-    def status(self) -> StatusReply:
-        """Version, served models with their pages and counters, and the daemon's processes."""
-        return self._run(self._client.status())
-
-    def ps(self) -> tuple[SeqRow, ...]:
-        """Live sequences of this user; of all users for root and the daemon's own user."""
-        return self._run(self._client.ps())
-
-    def kill(self, rid: int) -> None:
-        """End a sequence; raises `NotFound` if it is not yours or not there."""
-        self._run(self._client.kill(rid))
-
-    def nice(self, rid: int, value: int) -> None:
-        """Change how urgent a live sequence is: -20 (first; below 0 is for administrators) to 19."""
-        self._run(self._client.nice(rid, value))
-
-    def suspend(self, rid: int, keep_pages: bool = True) -> None:
-        """Take a live sequence off the machine until `resume`; nothing is lost.
-
-        Its pages stay until somebody else needs them; without `keep_pages` they are given back at once.
+        Without a prompt it begins with the first `append`. Options: `model`, `nice`, `parent`, `after`, `client_request_id`, as in
+        `generate`. It ends by `close`, `kill` or when nobody used it for too long.
         """
-        self._run(self._client.suspend(rid, keep_pages))
+        return Sequence(self, self._run(self._inner.spawn(prompt, **options)))
 
-    def resume(self, rid: int) -> None:
-        """Let a suspended sequence go on."""
-        self._run(self._client.resume(rid))
+    def sequence(self, rid: SequenceLike) -> Sequence:
+        """A handle to any sequence, by number. Whether it is there, its first verb will tell."""
+        return Sequence(self, self._inner.sequence(rid))
 
-    def explain(self, rid: int) -> Explained:
-        """Where a live sequence's time went: queue, prefill, decode, preempted, suspended, client."""
-        return self._run(self._client.explain(rid))
-
-    def tenants(self) -> tuple[TenantRow, ...]:
-        """Limits and use of this user, one row per model; of all tenants for administrators."""
-        return self._run(self._client.tenants())
-
-    def set_tenant(
-        self,
-        name: str,
-        *,
-        weight: float | None = None,
-        max_pages: int | None = None,
-        guaranteed_pages: int | None = None,
-        max_running: int | None = None,
-        max_waiting: int | None = None,
-        tokens_per_s: float | None = None,
-    ) -> tuple[TenantRow, ...]:
-        """Change a tenant's limits on every model, for administrators; None leaves a value as it is.
-
-        2147483647 = unlimited; `tokens_per_s` 0 = no limit. Returns the tenant's rows as they are now.
-        """
-        return self._run(
-            self._client.set_tenant(
-                name,
-                weight=weight,
-                max_pages=max_pages,
-                guaranteed_pages=guaranteed_pages,
-                max_running=max_running,
-                max_waiting=max_waiting,
-                tokens_per_s=tokens_per_s,
-            )
-        )
+    samples = blocking(AsyncClient.samples)
+    kill = blocking(AsyncClient.kill)
+    nice = blocking(AsyncClient.nice)
+    suspend = blocking(AsyncClient.suspend)
+    resume = blocking(AsyncClient.resume)
+    explain = blocking(AsyncClient.explain)
+    ps = blocking(AsyncClient.ps)
+    status = blocking(AsyncClient.status)
+    models = blocking(AsyncClient.models)
+    tokenize = blocking(AsyncClient.tokenize)
+    tenants = blocking(AsyncClient.tenants)
+    set_tenant = blocking(AsyncClient.set_tenant)
+    write_record = blocking(AsyncClient.write_record)
 
     def close(self) -> None:
-        """Leave: unfinished requests of this client fail with `Unavailable`, and their sequences are cancelled.
-
-        Idempotent.
+        """Leave: unfinished requests of this client fail with `Unavailable`. Sequences made by `generate` are cancelled, open ones
+        live on. Idempotent.
         """
         self._finalizer()
 
@@ -199,17 +124,31 @@ class Client:
         if not self._finalizer.alive:
             raise Unavailable("the client is closed")
 
+    def _stream(self, output: Output, sequence: Callable[[int], Sequence]) -> TokenStream:
+        self._check_open()
+        return TokenStream(output, sequence, self._loop)
+
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if not self._finalizer.alive:
             coroutine.close()
             self._check_open()
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        over = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_announced(coroutine, over), self._loop)
         try:
             return future.result()
         except CancelledError:
             raise Unavailable("the client was closed") from None
         finally:
-            future.cancel()  # after Ctrl-C: nobody waits, so the sequence is cancelled too
+            if not future.done():  # Ctrl-C: nobody waits for the answer, but the gateway has to hear of it
+                future.cancel()
+                over.wait(_LEAVE_TIMEOUT_S)
+
+
+async def _announced(coroutine: Coroutine[Any, Any, T], over: threading.Event) -> T:
+    try:
+        return await coroutine
+    finally:
+        over.set()
 
 
 def _stop(client: AsyncClient, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

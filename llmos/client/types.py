@@ -1,20 +1,24 @@
 """What the SDK returns.
 
-Rows of `ps`, `status`, `models` and `tenants` and the answer of `explain` are the protocol's own structs, so that nothing gets
-lost on the way.
+Rows of `ps`, `status`, `models` and `tenants` and the answers of `explain` and `stat` are the protocol's own structs, so that
+nothing gets lost on the way.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmos.codes import FinishReason
 from llmos.protocol.messages import (
     ChatMessage,
     Explained,
+    JobRow,
     LaneStatus,
     ModelRow,
+    RecordWritten,
     SeqRow,
     ServiceStatus,
+    Stats,
     StatusReply,
     TenantRow,
     TokenLogprobs,
@@ -26,12 +30,16 @@ __all__ = [
     "ChatMessage",
     "Chunk",
     "Completion",
+    "Ending",
     "Explained",
+    "JobRow",
     "LaneStatus",
     "ModelRow",
+    "RecordWritten",
     "SamplingParams",
     "SeqRow",
     "ServiceStatus",
+    "Stats",
     "StatusReply",
     "TenantRow",
     "TokenLogprobs",
@@ -60,7 +68,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished answer. `finish_reason`: stop, length, cancelled or killed; failures raise `SequenceFailed` instead.
+    """A finished answer. `finish_reason`: stop, length, cancelled, killed, closed or idle; failures raise `SequenceFailed` instead.
 
     `stop_string` is the stop string that ended the text, which does not contain it.
     """
@@ -76,6 +84,20 @@ class Completion:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a sequence ended: `reason` is the name of a `FinishReason`, in small letters."""
+
+    rid: int
+    reason: str
+    usage: Usage
+
+    @property
+    def is_failure(self) -> bool:
+        """True if nobody asked for this ending."""
+        return FinishReason[self.reason.upper()].is_failure
 
 
 @dataclass(frozen=True, slots=True)

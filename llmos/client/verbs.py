@@ -1,7 +1,7 @@
-"""The verbs on running sequences and tenants, from what callers pass to what goes on the wire, pure.
+"""The messages of the control port, from what callers pass to what goes on the wire, pure. Whatever comes in, the only exception
+that comes out is `InvalidRequest`, which names the caller's own argument.
 
-Whatever comes in, the only exception that comes out is `InvalidRequest`, which names the caller's own argument. Whether the
-sequence is there and whose it is, the daemon answers.
+The verbs of one sequence take a `rid` that was checked when its handle was made.
 """
 
 from __future__ import annotations
@@ -9,88 +9,69 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from llmos.client.checked import (
+    checked_after,
+    checked_count,
+    checked_deadline_ms,
+    checked_fate,
+    checked_int,
+    checked_name,
+    checked_nice,
+    checked_number,
+    checked_rid,
+    utf8_size,
+)
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
-from llmos.protocol.checks import check_deadline, check_nice, check_tenant_set
-from llmos.protocol.messages import Explain, Kill, Message, Nice, Resume, Suspend, TenantSet
+from llmos.protocol.checks import check_kill, check_tenant_set
+from llmos.protocol.messages import After, Deadline, Fork, Kill, Message, Nice, Suspend, TenantSet
 
 Build = Callable[[int], Message]
 _COUNTS = ("max_pages", "guaranteed_pages", "max_running", "max_waiting")
 
 
-def kill_request(rid: Any) -> Build:
-    checked = _rid(rid)
-    return lambda req: Kill(req, checked)
+def kill_request(rid: Any, tenant: Any, job: Any, model: Any) -> Build:
+    """One sequence, or all that match every selector given."""
+    number = None if rid is None else checked_rid(rid)
+    owner = None if tenant is None else checked_name("tenant", tenant, limits.MAX_TENANT_NAME_CHARS)
+    root = None if job is None else checked_rid(job, "job")
+    name = None if model is None else checked_name("model", model, limits.MAX_MODEL_NAME_CHARS)
+    check_kill(Kill(0, number, tenant=owner, job=root, model=name))
+    return lambda req: Kill(req, number, tenant=owner, job=root, model=name)
 
 
-def nice_request(rid: Any, value: Any) -> Build:
-    checked, niceness = _rid(rid), checked_nice(value)
-    return lambda req: Nice(req, checked, niceness)
+def fork_request(rid: int, n: Any) -> Build:
+    count = checked_count("n", n)
+    return lambda req: Fork(req, rid, count)
 
 
-def suspend_request(rid: Any, keep_pages: Any) -> Build:
-    checked = _rid(rid)
-    if not isinstance(keep_pages, bool):
-        raise InvalidRequest(f"keep_pages: expected a bool, got {type(keep_pages).__name__}", field="keep_pages")
-    return lambda req: Suspend(req, checked, keep_pages)
+def nice_request(rid: int, value: Any) -> Build:
+    niceness = checked_nice(value)
+    return lambda req: Nice(req, rid, niceness)
 
 
-def resume_request(rid: Any) -> Build:
-    checked = _rid(rid)
-    return lambda req: Resume(req, checked)
+def suspend_request(rid: int, pages: Any) -> Build:
+    fate = checked_fate(pages)
+    return lambda req: Suspend(req, rid, fate)
 
 
-def explain_request(rid: Any) -> Build:
-    checked = _rid(rid)
-    return lambda req: Explain(req, checked)
+def deadline_request(rid: int, seconds: Any) -> Build:
+    milliseconds = checked_deadline_ms(seconds)
+    return lambda req: Deadline(req, rid, milliseconds)
+
+
+def after_request(rid: int, others: Any) -> Build:
+    after = checked_after(others)
+    return lambda req: After(req, rid, after)
 
 
 def tenant_set_request(name: Any, values: dict[str, Any]) -> Build:
     """`values` by the names of `TenantSet`'s fields; None leaves a value as it is."""
     if not isinstance(name, str):
         raise InvalidRequest(f"tenant: expected a str, got {type(name).__name__}", field="tenant")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest("tenant: not valid Unicode", field="tenant") from None
+    utf8_size("tenant", name)
     for field, value in values.items():
         if value is not None:
-            (_check_int if field in _COUNTS else _check_number)(field, value)
+            (checked_int if field in _COUNTS else checked_number)(field, value)
     check_tenant_set(TenantSet(0, name, **values))
     return lambda req: TenantSet(req, name, **values)
-
-
-def checked_nice(value: Any) -> int:
-    _check_int("nice", value)
-    check_nice(value)
-    return int(value)
-
-
-def checked_deadline_ms(deadline_s: Any) -> float | None:
-    """Seconds from now as milliseconds."""
-    if deadline_s is None:
-        return None
-    _check_number("deadline_s", deadline_s)
-    milliseconds = float(deadline_s) * 1000
-    try:
-        check_deadline(milliseconds)
-    except InvalidRequest:
-        highest = limits.MAX_DEADLINE_MS / 1000
-        raise InvalidRequest(f"deadline_s: {deadline_s} is outside (0, {highest:.0f}]", field="deadline_s") from None
-    return milliseconds
-
-
-def _rid(rid: Any) -> int:
-    if isinstance(rid, bool) or not isinstance(rid, int) or not 0 < rid < 2**63:
-        raise InvalidRequest(f"rid: {rid!r} is not a sequence number", field="rid")
-    return rid
-
-
-def _check_int(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{field}: expected an int, got {type(value).__name__}", field=field)
-
-
-def _check_number(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidRequest(f"{field}: expected a number, got {type(value).__name__}", field=field)

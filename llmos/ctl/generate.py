@@ -1,4 +1,4 @@
-"""`run` and `chat`: an answer that appears as it is made, then one line about its speed.
+"""`run`, `chat`, `generate` and `attach`: an answer that appears as it is made, then one line about its speed.
 
 The answer goes to stdout and everything else to stderr, so that `llmosctl run ... > file` gives a clean file.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,29 +63,68 @@ class Speed:
         return ", ".join(parts)
 
 
-def run_once(client: Client, prompt: str, *, raw: bool, system: str | None, options: dict[str, Any], form: str) -> None:
-    """Answer one prompt. `form`: text, json or jsonl. A model without a chat template gets the prompt as plain text."""
-    if not prompt:
-        raise InvalidRequest("prompt is empty", field="prompt")
-    if raw:
-        answer(client, prompt, options, form)
-        return
-    messages = [{"role": "system", "content": system}] if system else []
-    try:
-        answer(client, [*messages, {"role": "user", "content": prompt}], options, form)
-    except InvalidRequest as error:
-        if error.field != "messages" or system:  # that field means: there is no chat template
-            raise
-        answer(client, prompt, options, form)
+@dataclass(frozen=True)
+class Question:
+    """What `run` was asked. A model without a chat template gets it as plain text, as `raw` does."""
+
+    text: str
+    raw: bool
+    system: str | None
+
+    def put(self, ask: Callable[[Any], None]) -> None:
+        if not self.text:
+            raise InvalidRequest("prompt is empty", field="prompt")
+        if self.raw:
+            ask(self.text)
+            return
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        try:
+            ask([*messages, {"role": "user", "content": self.text}])
+        except InvalidRequest as error:
+            if error.field != "messages" or self.system:  # that field means: there is no chat template
+                raise
+            ask(self.text)
 
 
-def answer(client: Client, prompt: str | Sequence[Any], options: dict[str, Any], form: str) -> Completion:
+def form(as_json: bool, stream: bool) -> str:
+    """How answers are shown: text, json (one value) or jsonl (one line for each piece)."""
+    return ("jsonl" if stream else "json") if as_json else "text"
+
+
+def run_once(client: Client, question: Question, options: dict[str, Any], form: str) -> None:
+    """Answer one prompt."""
+
+    def ask(prompt: Any) -> None:
+        show(lambda: client.generate(prompt, stream=True, **options), form)
+
+    question.put(ask)
+
+
+def run_samples(client: Client, question: Question, count: int, options: dict[str, Any], form: str) -> None:
+    """Answer one prompt several times at once."""
+
+    def ask(prompt: Any) -> None:
+        started = time.monotonic()
+        answers = client.samples(prompt, count, **options)
+        if form != "text":
+            write_json(answers)
+            return
+        for place, completion in enumerate(answers, 1):
+            ends_line = completion.text.endswith("\n")
+            sys.stdout.write(f"[{place}]\n{_clean()(completion.text)}{'' if ends_line else chr(10)}")
+        num_tokens = sum(len(completion.token_ids) for completion in answers)
+        _aside(f"{len(answers)} answers, {num_tokens} tokens, {time.monotonic() - started:.1f} s")
+
+    question.put(ask)
+
+
+def show(begin: Callable[[], TokenStream], form: str) -> Completion:
     """Stream one answer to the terminal; returns it."""
     speed = Speed()
-    with client.generate(prompt, stream=True, **options) as stream:
+    with begin() as stream:
         if form == "text":
             _show(stream, speed)
-            Console(stderr=True, highlight=False).print(Text(_summary(stream.completion, speed), style="dim"))
+            _aside(_summary(stream.completion, speed))
         else:
             for chunk in stream:
                 speed.count(chunk)
@@ -99,7 +138,7 @@ def answer(client: Client, prompt: str | Sequence[Any], options: dict[str, Any],
 
 def _show(stream: TokenStream, speed: Speed) -> None:
     """Text as it comes, then a newline; also when it breaks off, so that what follows starts on its own line."""
-    clean = printable if sys.stdout.isatty() else str
+    clean = _clean()
     ends_line = True
     try:
         for chunk in stream:
@@ -112,6 +151,16 @@ def _show(stream: TokenStream, speed: Speed) -> None:
         if not ends_line:
             sys.stdout.write("\n")
             sys.stdout.flush()
+
+
+def _clean() -> Callable[[str], str]:
+    """A terminal must not be steered by a model; a file gets what it said."""
+    return printable if sys.stdout.isatty() else str
+
+
+def _aside(text: str) -> None:
+    """A line beside the answer."""
+    Console(stderr=True, highlight=False).print(Text(text, style="dim"))
 
 
 def _summary(completion: Completion, speed: Speed) -> str:
@@ -154,7 +203,7 @@ class Chat:
         """One question and its answer; a refusal is shown and the question taken back."""
         self.messages.append({"role": "user", "content": line})
         try:
-            completion = answer(self._client, self.messages, self._options, self._form)
+            completion = show(lambda: self._client.generate(self.messages, stream=True, **self._options), self._form)
         except DaemonNotRunning:
             raise
         except LlmosError as error:

@@ -1,42 +1,34 @@
 """`llmosctl`: arguments and help.
 
-What commands do is in `commands.py` and `generate.py`, exit codes are in `errors.py`. The commands on running sequences have
-their arguments in `processes.py`, those on tenants in `tenants.py`.
+What commands do is in `commands.py` and `generate.py`, exit codes are in `errors.py`. The commands that make and feed sequences have
+their arguments in `sequences.py`, those that watch and steer them in `processes.py`, those on tenants in `tenants.py`.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from llmos import __version__
-from llmos.ctl import commands, generate, processes, tenants
+from llmos.ctl import commands, flight, generate, processes, sequences, tenants
 from llmos.ctl.arguments import (
-    Deadline,
-    FrequencyPenalty,
-    IgnoreEos,
     Json,
-    MaxTokens,
-    MinP,
     Model,
-    Niceness,
-    PresencePenalty,
-    RepetitionPenalty,
+    Output,
+    Placement,
     RunDir,
-    Seed,
-    Stop,
+    Stream,
     System,
-    Temperature,
-    Timeout,
-    TopK,
-    TopP,
     connect,
+    grouped,
     terminal,
     wants_json,
 )
 from llmos.ctl.errors import EXIT_HELP, command
+from llmos.ctl.top import app as top
+from llmos.errors import InvalidRequest
 
 app = typer.Typer(
     name="llmosctl",
@@ -71,68 +63,51 @@ def options(
 
 @app.command(epilog=EXIT_HELP)
 @command
+@grouped
 def run(
     context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
+    output: Output,
+    placement: Placement,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the plain text instead of answering it as a chat.")
     ] = False,
-    stream: Annotated[bool, typer.Option("--stream", help="With --json: one JSON line for each piece.")] = False,
     system: System = None,
-    model: Model = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    presence_penalty: PresencePenalty = None,
-    frequency_penalty: FrequencyPenalty = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    ignore_eos: IgnoreEos = False,
-    nice: Niceness = 0,
-    deadline: Deadline = None,
-    timeout: Timeout = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", help="This many answers, made together.")] = 1,
+    stream: Stream = False,
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> None:
     """Answer one prompt. The answer appears as it is made; Ctrl-C stops it."""
     if raw and system is not None:
-        raise typer.BadParameter("--system needs a chat; leave out --raw")
-    chosen = _sampling(locals()) | {"nice": nice, "deadline_s": deadline}
-    as_json = wants_json(context, as_json)
-    form = ("jsonl" if stream else "json") if as_json else "text"
+        raise InvalidRequest("--system needs a chat; leave out --raw")
+    if stream and samples != 1:
+        raise InvalidRequest("--stream shows one answer; leave out -n")
+    chosen = output.options() | placement.options()
+    form = generate.form(wants_json(context, as_json), stream)
     with connect(context, run_dir) as client:
-        text = commands.read_text(prompt)
-        generate.run_once(client, text, raw=raw, system=system, options=chosen, form=form)
+        question = generate.Question(commands.read_text(prompt), raw, system)
+        if samples == 1:
+            generate.run_once(client, question, chosen, form)
+        else:
+            generate.run_samples(client, question, samples, chosen, form)
 
 
 @app.command(epilog=EXIT_HELP)
 @command
+@grouped
 def chat(
     context: typer.Context,
+    output: Output,
+    placement: Placement,
     system: System = None,
-    model: Model = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    presence_penalty: PresencePenalty = None,
-    frequency_penalty: FrequencyPenalty = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    timeout: Timeout = None,
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> None:
     """Talk, line by line. Ctrl-C stops an answer, Ctrl-D leaves."""
-    chosen = _sampling(locals())
-    form = "jsonl" if wants_json(context, as_json) else "text"
+    form = generate.form(wants_json(context, as_json), stream=True)
     with connect(context, run_dir) as client:
-        generate.Chat(client, system, chosen, form).loop()
+        generate.Chat(client, system, output.options() | placement.options(), form).loop()
 
 
 @app.command(epilog=EXIT_HELP)
@@ -165,30 +140,11 @@ def tokenize(
         commands.show_tokens(client, terminal(), commands.read_text(text), model, as_json=wants_json(context, as_json))
 
 
-_SAMPLING = (
-    "model",
-    "max_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop",
-    "ignore_eos",
-)
-
-
+app.add_typer(sequences.app)
 app.add_typer(processes.app)
 app.add_typer(tenants.app, name="tenant")
-
-
-def _sampling(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, as arguments of `Client.generate`."""
-    chosen = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
-    return chosen | {"timeout_s": given["timeout"]}
+app.add_typer(top.app)
+app.add_typer(flight.app)
 
 
 def main() -> None:

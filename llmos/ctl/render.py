@@ -10,6 +10,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Any
 
 import msgspec
@@ -18,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmos.client.types import Explained, LaneStatus, ModelRow, SeqRow, ServiceStatus, StatusReply, Tokenization
-from llmos.codes import SeqState, ServiceState
+from llmos.client.types import Explained, LaneStatus, ModelRow, SeqRow, ServiceStatus, Stats, StatusReply, Tokenization
+from llmos.codes import FinishReason, SeqState, ServiceState
 
 
 def printable(text: str) -> str:
@@ -39,6 +40,8 @@ def to_plain(value: Any) -> Any:
         return value
     if isinstance(value, SeqRow | Explained):
         plain["state"] = state_name(SeqState, value.state)
+    elif isinstance(value, Stats):
+        plain["reason"] = state_name(FinishReason, value.reason) if value.reason else None
     elif isinstance(value, ServiceStatus):
         plain["state"] = state_name(ServiceState, value.state)
     return plain
@@ -50,7 +53,8 @@ def write_json(value: Any, *, lines: bool = False) -> None:
     sys.stdout.flush()
 
 
-def state_name(states: type[SeqState] | type[ServiceState], value: int) -> str:
+def state_name(states: type[IntEnum], value: int) -> str:
+    """The word for a number of the protocol; a number that this version does not know stays one."""
     try:
         return states(value).name.lower()
     except ValueError:
@@ -80,49 +84,16 @@ def size(num_bytes: float) -> str:
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, gap: int = 2) -> Table:
-    """`columns`: (title, kind). A `word` or `number` is shown whole, a `long` text folds where the line is full."""
+    """`columns`: (title, kind). A `word` or `number` is shown whole, a `long` text folds where the line is full, a `cut` word ends
+    there in an ellipsis."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold")
     for title, kind in columns:
         justify: Any = "right" if kind == "number" else "left"
-        made.add_column(title, justify=justify, no_wrap=kind != "long", overflow="fold")
+        shrinks = kind in ("long", "cut")
+        made.add_column(title, justify=justify, no_wrap=not shrinks, overflow="ellipsis" if kind == "cut" else "fold")
     for row in rows:
         made.add_row(*(Text(printable(cell)) for cell in row))
     return made
-
-
-def ps_table(rows: Sequence[SeqRow]) -> Table:
-    """Ten columns in 80 characters."""
-    columns = (
-        ("RID", "number"),
-        ("OWNER", "word"),
-        ("MODEL", "word"),
-        ("STATE", "word"),
-        ("NICE", "number"),
-        ("PROMPT", "number"),
-        ("OUTPUT", "number"),
-        ("PAGES", "number"),
-        ("TOK/S", "number"),
-        ("AGE", "number"),
-    )
-    return table(
-        columns,
-        (
-            (
-                str(row.rid),
-                short(row.owner, 10),
-                short(row.model, 12),
-                state_name(SeqState, row.state),
-                str(row.nice),
-                str(row.prompt_tokens),
-                str(row.output_tokens),
-                str(row.pages),
-                f"{row.tokens_per_s:.1f}",
-                duration(row.age_ms),
-            )
-            for row in rows
-        ),
-        gap=1,
-    )
 
 
 def models_table(rows: Sequence[ModelRow]) -> Table:
@@ -136,6 +107,11 @@ def print_status(console: Console, status: StatusReply) -> None:
     console.print(Text(f"llmosd {printable(status.version)}, up {duration(status.uptime_ms)}"))
     console.print()
     console.print(_lanes_table(status.lanes))
+    unusual = [(lane.model, counters) for lane in status.lanes if (counters := _counters(lane))]
+    if unusual:
+        console.print()
+    for model, counters in unusual:
+        console.print(Text(f"{printable(model)}: {', '.join(counters)}"), soft_wrap=True)
     if status.services:
         console.print()
         console.print(_services_table(status.services))
@@ -168,6 +144,22 @@ def _lanes_table(lanes: Sequence[LaneStatus]) -> Table:
             for lane in lanes
         ),
     )
+
+
+def _counters(lane: LaneStatus) -> list[str]:
+    """What is not always there, in words; nothing that is zero."""
+    host = lane.host_pages_total
+    counted = (
+        (lane.blocked, "blocked"),
+        (lane.suspended, "suspended"),
+        (lane.preemptions, "preempted"),
+        (lane.swaps_out, "swapped out"),
+        (lane.swaps_in, "swapped in"),
+        (lane.pages_copied, "pages copied"),
+        (lane.deadline_misses, "deadlines missed"),
+    )
+    pages = [f"host pages {host - lane.host_pages_free}/{host}"] if host else []
+    return pages + [f"{word} {count}" for count, word in counted if count]
 
 
 def _services_table(services: Sequence[ServiceStatus]) -> Table:

@@ -1,44 +1,14 @@
-"""How the scheduler's answers look: where a sequence's time went, and what tenants may use and do use."""
+"""How tenants look: what they may use, and what they do use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from llmos.client.types import Explained, TenantRow
-from llmos.codes import SeqState
-from llmos.ctl.render import duration, percent, short, state_name, table
+from llmos.client.types import TenantRow
+from llmos.ctl.render import short, table
 from llmos.protocol import limits
-
-_CAUSES = (
-    ("queue", "waited for its turn"),
-    ("prefill", "read its prompt, or computed it again"),
-    ("decode", "made tokens"),
-    ("preempted", "gave way to others"),
-    ("suspended", "until resume"),
-    ("client", "its client did not read"),
-)
-
-
-def print_explained(console: Console, found: Explained) -> None:
-    """The shares add up to the age."""
-    state = state_name(SeqState, found.state)
-    console.print(Text(f"sequence {found.rid}, {state}, nice {found.nice}, {duration(found.age_ms)} old"))
-    console.print()
-    columns = (("TIME", "word"), ("MS", "number"), ("%", "number"), ("", "long"))
-    times = [(name, float(getattr(found, f"{name}_ms")), why) for name, why in _CAUSES]
-    rows = [(name, f"{spent:.1f}", percent(spent, found.age_ms), why) for name, spent, why in times]
-    console.print(table(columns, rows))
-    console.print()
-    console.print(
-        Text(
-            f"{found.cached_tokens} prompt tokens from the cache, preempted {_times(found.preemptions)}, "
-            f"suspended {_times(found.suspensions)}"
-        )
-    )
 
 
 def tenants_table(rows: Sequence[TenantRow]) -> Table:
@@ -87,7 +57,3 @@ def short_count(value: float) -> str:
         if value < 999.5:
             return f"{value:.3g}{unit}"
     return f"{value / 1000:.3g}T"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times" if count else "never"

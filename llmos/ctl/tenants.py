@@ -9,6 +9,7 @@ import typer
 from llmos.ctl import commands
 from llmos.ctl.arguments import Json, RunDir, connect, terminal, wants_json
 from llmos.ctl.errors import EXIT_HELP, command
+from llmos.errors import InvalidRequest
 from llmos.protocol import limits
 
 app = typer.Typer(help="Who shares the machine: limits and use.", epilog=EXIT_HELP, no_args_is_help=True)
@@ -70,6 +71,6 @@ def set_(
         "tokens_per_s": tokens_per_s,
     }
     if all(value is None for value in values.values()):
-        raise typer.BadParameter("nothing to change; give at least one limit, for example --weight 3")
+        raise InvalidRequest("nothing to change; give at least one limit, for example --weight 3")
     with connect(context, run_dir) as client:
         commands.set_tenant(client, terminal(), name, values, as_json=wants_json(context, as_json))

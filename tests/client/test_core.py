@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from gateway_world import usage
 
-from llmos.client._core import ACK_EVERY_TOKENS, AckCounter, ClientCore, Generation, Reply
+from llmos.client._core import ACK_EVERY_TOKENS, AckCounter, ClientCore, Drain, Generation, Reply
 from llmos.client.types import Chunk, Completion
 from llmos.codes import ErrorCode, FinishReason
-from llmos.errors import NotFound, ProtocolError, SequenceFailed, Unavailable
+from llmos.errors import NotFound, ProtocolError, SequenceFailed, Unavailable, WrongState
 from llmos.protocol import messages as m
 
 
-def stream(core: ClientCore) -> tuple[int, list[Any]]:
+def stream(core: ClientCore, start: int = 0, *, detaches: bool = False) -> tuple[int, list[Any]]:
     items: list[Any] = []
-    req, _ = core.add(lambda req: Generation(req, items.append))
+    req, _ = core.add(lambda req: Generation(req, items.append, start, detaches=detaches))
     return req, items
 
 
@@ -49,6 +49,54 @@ def test_a_gap_or_repetition_is_a_protocol_error_and_cancels(offset: int) -> Non
     core.receive(m.Finished(req, 77, FinishReason.CANCELLED, "", usage()))
     assert len(items) == 2
     assert core.stray == 1
+
+
+def test_a_stream_may_start_anywhere() -> None:
+    core = ClientCore()
+    req, items = stream(core, 5)
+    core.receive(m.Accepted(req, 77, "demo", 3))
+    core.receive(m.Tokens(req, 5, (6, 7), "ab"))
+    core.receive(m.Finished(req, 77, FinishReason.STOP, "c", usage(3, 7)))
+    assert [(item.offset, item.text) for item in items[:2]] == [(5, "ab"), (7, "c")]
+    assert (items[2].text, items[2].token_ids) == ("abc", (6, 7))
+
+
+@pytest.mark.parametrize("offset", [0, 4, 6])
+def test_a_gap_in_what_is_only_attached_cancels_nothing(offset: int) -> None:
+    core = ClientCore()
+    req, items = stream(core, 5, detaches=True)
+    assert core.receive(m.Tokens(req, offset, (7,), "c")) is None
+    assert f"offset {offset}, expected 5" in str(items[-1])
+    assert len(core) == 0
+
+
+def test_another_reader_is_a_typed_error() -> None:
+    core = ClientCore()
+    req, items = stream(core)
+    core.receive(m.Error(req, ErrorCode.WRONG_STATE, "another reader took over", None, 77))
+    assert isinstance(items[0], WrongState)
+    assert items[0].rid == 77
+
+
+@pytest.mark.parametrize("end", ["finished", "error", "death"])
+def test_a_drain_acknowledges_what_nobody_reads(end: str) -> None:
+    core = ClientCore()
+    items: list[Any] = []
+    req, left = core.add(lambda req: Generation(req, items.append, 10, detaches=True))
+    core.receive(m.Tokens(req, 10, (1, 2), "ab"))
+    assert core.replace(req, left, Drain(left))
+    assert not core.replace(req, left, Drain(left)), "only once"
+    assert core.receive(m.Tokens(req, 12, (0,) * (ACK_EVERY_TOKENS - 1), "")) is None
+    assert core.receive(m.Tokens(req, 11 + ACK_EVERY_TOKENS, (0,), "")) == m.Ack(req, 12 + ACK_EVERY_TOKENS)
+    assert len(core) == 1
+    if end == "finished":
+        core.receive(m.Finished(req, 77, FinishReason.STOP, "c", usage(3, 7)))
+    elif end == "error":
+        core.receive(m.Error(req, ErrorCode.WRONG_STATE, "another reader took over"))
+    else:
+        core.fail_all(Unavailable("lost"))
+    assert len(core) == 0
+    assert [item.text for item in items] == ["ab"], "nobody is told"
 
 
 @pytest.mark.parametrize("reason", [reason for reason in FinishReason if reason.is_failure])
@@ -102,7 +150,7 @@ def test_replies_get_their_type_or_an_error() -> None:
     got: list[Any] = []
     numbers = [core.add(lambda _: Reply(m.PsReply, got.append))[0] for _ in range(3)]
     core.receive(m.PsReply(numbers[0], ()))
-    core.receive(m.Killed(numbers[1], 5))
+    core.receive(m.Killed(numbers[1], (5,)))
     core.receive(m.Error(numbers[2], ErrorCode.UNAVAILABLE, "no"))
     assert got[0] == m.PsReply(numbers[0], ())
     assert isinstance(got[1], ProtocolError)
@@ -145,3 +193,4 @@ def test_acknowledge_every_256_tokens_read() -> None:
     told = [upto for _ in range(100) if (upto := acks.read(10)) is not None]
     assert told == [260, 520, 780]
     assert AckCounter().read(ACK_EVERY_TOKENS) == ACK_EVERY_TOKENS
+    assert AckCounter(40).read(ACK_EVERY_TOKENS) == 40 + ACK_EVERY_TOKENS

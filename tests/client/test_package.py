@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import llmos
 
 EXPORTED = [
     "AsyncClient",
+    "AsyncSequence",
     "Chunk",
     "Client",
     "Completion",
     "ConfigError",
     "ContextTooLong",
     "DaemonNotRunning",
+    "Ending",
     "InvalidRequest",
     "LlmosError",
     "ModelError",
@@ -24,9 +28,11 @@ EXPORTED = [
     "ProtocolError",
     "RequestTimeout",
     "SamplingParams",
+    "Sequence",
     "SequenceFailed",
     "Unavailable",
     "VersionMismatch",
+    "WrongState",
     "__version__",
 ]
 
@@ -35,6 +41,13 @@ def test_exported_names_are_pinned() -> None:
     assert sorted(llmos.__all__) == EXPORTED
     assert all(getattr(llmos, name) is not None for name in EXPORTED)
     assert dir(llmos) == EXPORTED
+
+
+def test_type_checkers_know_every_name() -> None:
+    tree = ast.parse(Path(llmos.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    shown = {f"{node.module}.{node.names[0].name}" for node in block.body if isinstance(node, ast.ImportFrom)}
+    assert shown == {f"{module}.{name}" for name, module in llmos._PUBLIC.items()}
 
 
 def test_the_sdk_loads_nothing_heavy() -> None:

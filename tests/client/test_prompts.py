@@ -1,18 +1,16 @@
-"""Arguments of `generate`: what they become, and what is refused with which field."""
+"""Prompts: what they become, and what is refused under which name."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 
-from llmos.client.prompts import generate_request, merge_params, parse_prompt, tokenize_request
+from llmos.client.prompts import parse_prompt, parse_tokens
 from llmos.errors import InvalidRequest
 from llmos.protocol.codec import pack_i32
-from llmos.protocol.messages import ChatMessage, Generate, Tokenize
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.messages import ChatMessage
 
 
 def test_three_kinds_of_prompt() -> None:
@@ -54,55 +52,15 @@ def test_bad_prompts(prompt: Any, words: str) -> None:
     assert caught.value.field == "prompt"
 
 
-def test_keyword_arguments_win_over_params() -> None:
-    base = SamplingParams(temperature=0.5, top_k=7)
-    merged = merge_params(base, {"temperature": 0, "stop": "END", "logit_bias": {5: 1}, "stop_token_ids": [3]})
-    assert merged == SamplingParams(
-        temperature=0.0, top_k=7, stop=("END",), logit_bias=((5, 1.0),), stop_token_ids=(3,)
-    )
-    assert merge_params(None, {}) == SamplingParams()
-
-
-BAD_PARAMS: list[tuple[dict[str, Any], str, str]] = [
-    ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
-    ({"max_new_tokens": 1}, "max_new_tokens", "did you mean 'max_tokens'"),
-    ({"zzzz": 1}, "zzzz", "did you mean"),
-    ({"temperature": math.nan}, "temperature", "nan"),
-    ({"temperature": "hot"}, "temperature", "got `str`"),
-    ({"top_p": 2}, "top_p", "outside"),
-    ({"max_tokens": 0}, "max_tokens", "outside"),
-    ({"max_tokens": 10**12}, "max_tokens", "outside"),
-    ({"max_tokens": 10**30}, "max_tokens", "outside"),
-    ({"max_tokens": 1.5}, "max_tokens", "float"),
-    ({"max_tokens": True}, "max_tokens", "bool"),
-    ({"stop": ["a", 5]}, "stop", "int"),
-    ({"stop": ["\ud800"]}, "stop", "surrogate"),
-    ({"stop": [""]}, "stop", "1 to 128"),
-    ({"seed": -1}, "seed", "outside"),
-    ({"logprobs": object()}, "logprobs", "object"),
-]
-
-
-@pytest.mark.parametrize(("sampling", "field", "words"), BAD_PARAMS, ids=[str(row[0])[:40] for row in BAD_PARAMS])
-def test_bad_parameters_name_themselves(sampling: dict[str, Any], field: str, words: str) -> None:
-    with pytest.raises(InvalidRequest, match=words) as caught:
-        merge_params(None, sampling)
-    assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("model", ""), ("model", "x" * 129), ("model", 5), ("client_request_id", "x" * 65)]
-)
-def test_bad_names(field: str, value: Any) -> None:
-    arguments: dict[str, Any] = {"model": None, "client_request_id": None} | {field: value}
-    with pytest.raises(InvalidRequest) as caught:
-        generate_request("x", arguments["model"], None, arguments["client_request_id"], {})
-    assert caught.value.field == field
-
-
-def test_requests_carry_everything() -> None:
-    made = generate_request("x", "demo", None, "id-1", {"seed": 5})(9)
-    assert made == Generate(9, "demo", "x", None, None, SamplingParams(seed=5), "id-1")
-    assert tokenize_request("x", None)(4) == Tokenize(4, None, "x", None)
-    with pytest.raises(InvalidRequest, match="token ids already"):
-        tokenize_request([1, 2], None)  # type: ignore[arg-type]
+def test_tokens_to_append_have_another_name_and_are_no_chat() -> None:
+    assert parse_tokens("hé", "text") == ("hé", None)
+    assert parse_tokens((1, 2), "text") == (None, pack_i32([1, 2]))
+    for bad, words in (
+        ("", "text is empty"),
+        ([], "text is empty"),
+        ([-1], r"text\[0\]: -1 is not"),
+        ([{"role": "user", "content": "x"}], "text: a chat can not be appended"),
+    ):
+        with pytest.raises(InvalidRequest, match=words) as caught:
+            parse_tokens(bad, "text")
+        assert caught.value.field == "text"

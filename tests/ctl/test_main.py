@@ -49,7 +49,7 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def test_run_answers_as_a_chat_and_reports_speed_on_stderr(world: GatewayWorld) -> None:
-    result = ctl(world, "run", "hi", "-n", "8", "--system", "be")
+    result = ctl(world, "run", "hi", "--max-tokens", "8", "--system", "be")
     assert result.exit_code == 0
     assert result.stdout == "system:b\n"
     assert result.stderr.startswith("8 tokens, ")
@@ -59,36 +59,34 @@ def test_run_answers_as_a_chat_and_reports_speed_on_stderr(world: GatewayWorld) 
 
 def test_run_raw_and_stdin(world: GatewayWorld) -> None:
     assert ctl(world, "run", "--raw", "abc", "--max-tokens", "4").stdout == "abca\n"
-    assert ctl(world, "run", "--raw", "-", "-n", "4", stdin="xyz\n").stdout == "xyzx\n"
+    assert ctl(world, "run", "--raw", "-", "--max-tokens", "4", stdin="xyz\n").stdout == "xyzx\n"
     assert ctl(world, "run", "--raw", "one two", "--stop", " tw", "--stop", "zz").stdout == "one\n"
     assert ctl(world, "run", "--raw", "--system", "s", "x").exit_code == 2
 
 
 def test_run_without_a_chat_template_falls_back_to_text() -> None:
     with GatewayWorld(model_info(has_chat_template=False)) as world:
-        assert ctl(world, "run", "abc", "-n", "4").stdout == "abca\n"
+        assert ctl(world, "run", "abc", "--max-tokens", "4").stdout == "abca\n"
         refused = ctl(world, "run", "abc", "--system", "be")
         assert refused.exit_code == 2
         assert refused.stderr == "llmosctl: echo has no chat template; send plain text or token ids\n"
 
 
 def test_run_json(world: GatewayWorld) -> None:
-    found = json.loads(ctl(world, "run", "--raw", "abc", "-n", "4", "--json").stdout)
+    found = json.loads(ctl(world, "run", "--raw", "abc", "--max-tokens", "4", "--json").stdout)
     assert (found["text"], found["finish_reason"], found["token_ids"]) == ("abca", "length", [97, 98, 99, 97])
     assert found["usage"]["output_tokens"] == 4
     assert found["first_token_ms"] > 0
     lines = [
         json.loads(line)
-        for line in ctl(world, "--json", "run", "--raw", "abc", "-n", "4", "--stream").stdout.splitlines()
+        for line in ctl(world, "--json", "run", "--raw", "abc", "--max-tokens", "4", "--stream").stdout.splitlines()
     ]
     assert [line["type"] for line in lines] == ["chunk", "chunk", "finished"]
     assert "".join(line["text"] for line in lines[:-1]) == lines[-1]["text"] == "abca"
 
 
 def test_sampling_options_reach_the_microkernel(world: GatewayWorld) -> None:
-    options = (
-        "-n 3 -t 0 --top-k 4 --top-p 0.5 --min-p 0.1 --seed 0 --ignore-eos --presence-penalty 1 --frequency-penalty 2"
-    )
+    options = "--max-tokens 3 -t 0 --top-k 4 --top-p 0.5 --min-p 0.1 --seed 0 --ignore-eos --presence-penalty 1 --frequency-penalty 2"
     assert ctl(world, "run", "--raw", "a", *options.split(), "--repetition-penalty", "1.5").exit_code == 0
     params = world.kernel.seen[0].params
     assert (params.max_tokens, params.temperature, params.top_k, params.top_p, params.min_p) == (3, 0.0, 4, 0.5, 0.1)
@@ -97,7 +95,7 @@ def test_sampling_options_reach_the_microkernel(world: GatewayWorld) -> None:
 
 
 def test_chat_remembers_and_survives_errors(world: GatewayWorld) -> None:
-    result = ctl(world, "chat", "-n", "6", stdin="hi\n\n" + "x" * 600 + "\nyo\n/reset\nnew\n")
+    result = ctl(world, "chat", "--max-tokens", "6", stdin="hi\n\n" + "x" * 600 + "\nyo\n/reset\nnew\n")
     assert result.exit_code == 0
     assert result.stdout == "user:h\nuser:h\nuser:n\n"
     encoded = [message.messages for message in world.tokenizer.seen if hasattr(message, "messages")]
@@ -151,12 +149,12 @@ def test_without_a_daemon_every_command_says_how_to_start_it(nowhere: str, argum
     [
         (["run", "x", "--top-p", "2"], 2, "top_p: 2.0 is outside"),
         (["run", "x", "-t", "nan"], 2, "temperature: nan is outside"),
-        (["run", "x", "-n", "0"], 2, "max_tokens: 0 is outside"),
+        (["run", "x", "--max-tokens", "0"], 2, "max_tokens: 0 is outside"),
         (["run", "x", "--model", "nope"], 4, "served are: echo"),
         (["run", ""], 2, "prompt is empty"),
         (["run", "x" * 600], 2, "context of 512"),
         (["run", "x", "--no-such"], 2, "No such option"),
-        (["kill"], 2, "Missing argument"),
+        (["kill"], 2, "llmosctl: give either sequence numbers, or one or more of --tenant, --job, --model\n"),
         (["kill", "abc"], 2, "Invalid value for 'RID'"),
         (["run", "x", "--timeout", "-1"], 2, "timeout_s"),
     ],
@@ -230,7 +228,7 @@ def test_invalid_utf8_is_refused_in_words(world: GatewayWorld) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error(world: GatewayWorld) -> None:
-    running = start("run", "--raw", "abc", "-n", "500", "--run-dir", str(world.path))
+    running = start("run", "--raw", "abc", "--max-tokens", "500", "--run-dir", str(world.path))
     assert running.stdout is not None
     running.stdout.close()
     assert running.wait(DEADLINE_S) == 0

@@ -7,12 +7,11 @@ import json
 from typing import Any
 
 import pytest
-from gateway_world import explained
+from msgspec import structs
 from rich.console import Console
 
 from llmos.client.types import Chunk, LaneStatus, SeqRow, ServiceStatus, StatusReply, TenantRow, Tokenization, Usage
-from llmos.ctl import render, render_tenants
-from llmos.protocol import messages as m
+from llmos.ctl import render, render_sequences, render_tenants
 
 ROW = SeqRow(12345, "alice", "demo", 2, 1234, 567, 1000, 113, 0, 0, 83_000.0, 41.27)
 
@@ -21,33 +20,6 @@ def draw(thing: Any, width: int = 80) -> list[str]:
     out = io.StringIO()
     Console(file=out, width=width, highlight=False).print(thing)
     return [line.rstrip() for line in out.getvalue().splitlines()]
-
-
-def test_ps_fits_80_columns_and_shows_everything() -> None:
-    long = SeqRow(
-        99_999_999, "somebody-with-a-long-name", "Qwen/Qwen3-235B-A22B-Instruct-2507", 5, 131072, 65536, 1, 8192, 0, 9,
-        3.6e8, 1234.5, -20,
-    )  # fmt: skip
-    lines = draw(render.ps_table([ROW, long]))
-    assert lines[0].split() == [
-        "RID", "OWNER", "MODEL", "STATE", "NICE", "PROMPT", "OUTPUT", "PAGES", "TOK/S", "AGE",
-    ]  # fmt: skip
-    assert lines[2].split() == ["12345", "alice", "demo", "running", "0", "1234", "567", "113", "41.3", "1m23s"]
-    assert all(len(line) <= 80 for line in lines)
-    assert len(lines) == 4
-    for cell in (
-        "99999999",
-        "somebody-…",
-        "Qwen/Qwen3-…",
-        "suspended",
-        "-20",
-        "131072",
-        "65536",
-        "8192",
-        "1234.5",
-        "4d04h",
-    ):
-        assert cell in lines[3].split()
 
 
 def test_tenants_fit_80_columns() -> None:
@@ -64,26 +36,6 @@ def test_tenants_fit_80_columns() -> None:
         "somebody-…", "Qwen/Qwen…", "0.3333", "256/256", "100k/100k", "99999/99999", "99999", "123k", "123G",
     ]  # fmt: skip
     assert len(lines) == 4
-
-
-def test_explained_adds_up() -> None:
-    out = io.StringIO()
-    render_tenants.print_explained(Console(file=out, width=80), explained(7, nice=-3))
-    lines = out.getvalue().splitlines()
-    assert lines[0] == "sequence 7, running, nice -3, 10.0s old"
-    rows = [line.split()[:3] for line in lines[4:10]]
-    assert rows == [
-        ["queue", "2000.0", "20%"],
-        ["prefill", "500.0", "5%"],
-        ["decode", "1000.0", "10%"],
-        ["preempted", "1500.0", "15%"],
-        ["suspended", "4000.0", "40%"],
-        ["client", "1000.0", "10%"],
-    ]
-    assert lines[-1] == "32 prompt tokens from the cache, preempted 2 times, suspended once"
-    newborn = m.Explained(1, 7, 1, *[0.0] * 7, preemptions=0, suspensions=0, cached_tokens=0, nice=0)
-    render_tenants.print_explained(Console(file=out, width=80), newborn)
-    assert out.getvalue().endswith("preempted never, suspended never\n")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +57,7 @@ def test_counts_stay_short(value: float, shown: str) -> None:
 def test_nothing_moves_the_cursor() -> None:
     assert render.printable("a\x1b[2Jb\x07c\r\x9bd\n\te漢") == "a�[2Jb�c��d\n\te漢"
     evil = SeqRow(1, "\x1b]0;x", "[red]m[/red]", 2, 1, 1, 1, 1, 0, 0, 1.0, 1.0)
-    line = draw(render.ps_table([evil]))[2]
+    line = draw(render_sequences.ps_table([evil]))[2]
     assert "\x1b" not in line
     assert "[red]m[/red]" in line
 
@@ -157,6 +109,23 @@ def test_status_and_tokens() -> None:
         line.split() for line in text.splitlines()
     ]
     assert "weights in 0.2 s" in text
+    assert "demo:" not in text, "nothing unusual to tell"
     out.seek(0)
     render.print_tokens(console, Tokenization("demo", (5, 66), ("a", " \n")))
     assert ["66", '"', '\\n"'] in [line.split() for line in out.getvalue().splitlines()]
+
+
+def test_status_tells_what_is_not_zero() -> None:
+    plain = LaneStatus("demo", 1, True, 16, 64, 60, 2, 1, 3, 9, 27, 0, 8, 16, 0, "float32", "cpu", 512)
+    full = structs.replace(
+        plain, model="other", host_pages_total=64, host_pages_free=60, blocked=12, suspended=3, swaps_out=8, swaps_in=7,
+        pages_copied=2, deadline_misses=1, preemptions=5,
+    )  # fmt: skip
+    quiet = structs.replace(plain, model="third", host_pages_total=10, host_pages_free=10)
+    out = io.StringIO()
+    render.print_status(Console(file=out, width=80), StatusReply(1, "0.1.0", 5.0, (plain, full, quiet), ()))
+    assert out.getvalue().splitlines()[-2:] == [
+        "other: host pages 4/64, blocked 12, suspended 3, preempted 5, swapped out 8, swapped in 7, pages copied 2, "
+        "deadlines missed 1",
+        "third: host pages 0/10",
+    ]

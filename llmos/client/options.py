@@ -1,0 +1,78 @@
+"""What callers may pass, as types: prompts, references to sequences, and the keyword options of each call.
+
+`Client`, `AsyncClient` and both kinds of sequence take them as `**options: Unpack[...]`, so an option is written down once. What
+they mean for the wire is in `requests.py` and `sampling.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal, Protocol, TypedDict
+
+from llmos.protocol.messages import ChatMessage
+from llmos.protocol.params import SamplingParams
+
+
+class HasRid(Protocol):
+    """A sequence, or whatever knows the number of one: a completion, a line of `ps`."""
+
+    @property
+    def rid(self) -> int: ...
+
+
+ChatLike = ChatMessage | Mapping[str, str]
+PromptLike = str | Sequence[int] | Sequence[ChatLike]
+TokensLike = str | Sequence[int]
+SequenceLike = int | HasRid
+PageWord = Literal["keep", "swap", "drop"]
+
+
+class Sampling(TypedDict, total=False):
+    """The fields of `SamplingParams`; they win over `params`."""
+
+    params: SamplingParams | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Collection[tuple[int, float]]
+    seed: int | None
+    max_tokens: int | None
+    min_tokens: int
+    stop: str | Collection[str]
+    stop_token_ids: Collection[int]
+    ignore_eos: bool
+    logprobs: int | None
+
+
+class OutputOptions(Sampling, total=False):
+    """`deadline_s`: a sequence that still waits this many seconds from now fails with `SequenceFailed`; one that can not be done by
+    then is refused. `timeout_s`: the longest time for the whole answer, by this client's clock."""
+
+    deadline_s: float | None
+    timeout_s: float | None
+
+
+class Placement(TypedDict, total=False):
+    """`nice`: 19 waits for everybody, -20 (below 0: administrators) for nobody. `parent`: the sequence whose job this one belongs
+    to. `after`: the sequences that have to end, and end well, before this one begins."""
+
+    model: str | None
+    nice: int
+    parent: SequenceLike | None
+    after: SequenceLike | Iterable[SequenceLike]
+
+
+class SpawnOptions(Placement, total=False):
+    client_request_id: str | None
+
+
+class SampleOptions(OutputOptions, Placement, total=False):
+    pass
+
+
+class GenerateOptions(OutputOptions, SpawnOptions, total=False):
+    pass

@@ -1,0 +1,99 @@
+"""The messages of the client port, from what callers pass to what goes on the wire, pure: checked requests that only lack their
+number. Whatever comes in, the only exception that comes out is `InvalidRequest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from llmos.client.checked import (
+    checked_after,
+    checked_deadline_ms,
+    checked_name,
+    checked_nice,
+    checked_offset,
+    checked_rid,
+)
+from llmos.client.options import GenerateOptions, OutputOptions, SpawnOptions
+from llmos.client.prompts import parse_prompt, parse_tokens
+from llmos.client.sampling import FIELDS, merge_params, refuse_unknown
+from llmos.errors import InvalidRequest
+from llmos.protocol import limits
+from llmos.protocol.messages import Append, Attach, Continue, Generate, Message, Spawn, Tokenize
+from llmos.protocol.params import SamplingParams
+
+M = TypeVar("M", bound=Message, covariant=True)
+Build = Callable[[int], M]
+ForModel = Callable[[str], Build[M]]  # a handle may have to ask for its sequence's model first
+
+
+def generate_request(prompt: Any, model: str | None, options: Mapping[str, Any]) -> Build[Generate]:
+    """`model`: the client's own, if `options` name none."""
+    refuse_unknown(options, GenerateOptions.__optional_keys__)
+    text, token_ids, messages = parse_prompt(prompt)
+    params, deadline_ms = _output(options)
+    name, nice, parent, after = _placement(model, options)
+    request_id = _request_id(options)
+    return lambda req: Generate(
+        req, name, text, token_ids, messages, params, request_id, nice, deadline_ms, parent, after
+    )
+
+
+def spawn_request(prompt: Any, model: str | None, options: Mapping[str, Any]) -> Build[Spawn]:
+    """`prompt` None: a sequence without tokens."""
+    refuse_unknown(options, SpawnOptions.__optional_keys__)
+    text, token_ids, messages = (None, None, None) if prompt is None else parse_prompt(prompt)
+    name, nice, parent, after = _placement(model, options)
+    request_id = _request_id(options)
+    return lambda req: Spawn(req, name, text, token_ids, messages, nice, parent, after, request_id)
+
+
+def append_request(rid: int, text: Any) -> ForModel[Append]:
+    words, token_ids = parse_tokens(text, "text")
+    return lambda model: lambda req: Append(req, rid, model, words, token_ids)
+
+
+def continue_request(rid: int, options: Mapping[str, Any]) -> ForModel[Continue]:
+    refuse_unknown(options, OutputOptions.__optional_keys__)
+    params, deadline_ms = _output(options)
+    return lambda model: lambda req: Continue(req, rid, model, params, deadline_ms)
+
+
+def attach_request(rid: int, offset: Any) -> Build[Attach]:
+    first = checked_offset(offset)
+    return lambda req: Attach(req, rid, first)
+
+
+def tokenize_request(prompt: Any, model: str | None) -> Build[Tokenize]:
+    text, token_ids, messages = parse_prompt(prompt)
+    if token_ids is not None:
+        raise InvalidRequest("prompt: these are token ids already", field="prompt")
+    name = _model(model)
+    return lambda req: Tokenize(req, name, text, messages)
+
+
+def _output(options: Mapping[str, Any]) -> tuple[SamplingParams, float | None]:
+    """How an output is made, and by when."""
+    sampling = {name: options[name] for name in FIELDS if name in options}
+    return merge_params(options.get("params"), sampling), checked_deadline_ms(options.get("deadline_s"))
+
+
+def _placement(model: str | None, options: Mapping[str, Any]) -> tuple[str | None, int, int | None, tuple[int, ...]]:
+    """(model, nice, parent, after)."""
+    parent = options.get("parent")
+    return (
+        _model(model if options.get("model") is None else options["model"]),
+        checked_nice(options.get("nice", 0)),
+        None if parent is None else checked_rid(parent, "parent"),
+        checked_after(options.get("after", ())),
+    )
+
+
+def _model(name: Any) -> str | None:
+    return None if name is None else checked_name("model", name, limits.MAX_MODEL_NAME_CHARS)
+
+
+def _request_id(options: Mapping[str, Any]) -> str | None:
+    name = options.get("client_request_id")
+    return None if name is None else checked_name("client_request_id", name, limits.MAX_REQUEST_ID_CHARS)
