@@ -85,7 +85,7 @@ def _careful(
 ) -> Outcome:
     """Row by row: late results of sequences that left their row, failed rows, missing and impossible tokens."""
     came = {(row, position): token for row, position, token in samples.tolist() if 0 <= token < vocab_size}
-    reasons = dict(failed.tolist())
+    went_bad = set(failed[:, 0].tolist())
     outcome = Outcome()
     committed: list[tuple[int, int, int]] = []
     for row, position, epoch, seq in zip(asked[0].tolist(), asked[1].tolist(), asked[2].tolist(), asked[3]):
@@ -107,8 +107,9 @@ def _careful(
             committed.append((row, position, token))
             outcome.seqs.append(seq)
             _note_end(outcome, seq, token)
-        elif row in reasons:
-            outcome.ended.append((seq, _failure(reasons[row])))
+        elif row in went_bad:
+            # An executor may only say that a row's numbers went bad; whatever reason it gives is taken as that.
+            outcome.ended.append((seq, FinishReason.NUMERICAL_ERROR))
         else:
             outcome.recompute.append(seq)
     if committed:
@@ -118,7 +119,3 @@ def _careful(
         outcome.offsets = outcome.positions - prompt_lens
     return outcome
 
-
-def _failure(reason: int) -> FinishReason:
-    """An executor may only say that a row's numbers went bad; anything else is taken as that."""
-    return FinishReason(reason) if reason in set(FinishReason) else FinishReason.NUMERICAL_ERROR

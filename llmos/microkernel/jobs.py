@@ -53,7 +53,9 @@ class JobTable:
     def hold(self, seq: Sequence, predecessors: list[Sequence]) -> None:
         """`seq` waits for these live sequences instead of those it waited for. Raises `InvalidRequest` if it would wait for itself."""
         for other in predecessors:
-            self._check_acyclic(seq, other)
+            if self.waits(other, seq):
+                text = f"after: sequence {seq.rid} would wait for itself through {other.rid}"
+                raise InvalidRequest(text, field="after", rid=seq.rid)
         for rid in seq.waits_for:
             del self._followers[rid][seq.rid]
         seq.waits_for = {other.rid for other in predecessors}
@@ -72,15 +74,15 @@ class JobTable:
         assert seq.reason is not None
         return followers if not ended_well(seq.reason) else [each for each in followers if not each.waits_for]
 
-    def _check_acyclic(self, seq: Sequence, start: Sequence) -> None:
-        """Does `start` wait for `seq`, maybe through others? Follows `followers` of `seq`: those that wait for it."""
+    def waits(self, one: Sequence, other: Sequence) -> bool:
+        """Does `one` wait for `other`, maybe through others, or is it the same? Looks at those that wait for `other`."""
         seen: set[int] = set()
-        todo = [seq.rid]
+        todo = [other.rid]
         while todo:
             rid = todo.pop()
-            if rid == start.rid:
-                text = f"after: sequence {seq.rid} would wait for itself through {start.rid}"
-                raise InvalidRequest(text, field="after", rid=seq.rid)
+            if rid == one.rid:
+                return True
             if rid not in seen:
                 seen.add(rid)
                 todo += self._followers.get(rid, {})
+        return False

@@ -83,6 +83,7 @@ class Kernel:
             else:
                 state.orphan(seq, now)
         state.settle(now)
+        state.forget_requests(peer)
         state.outbox.forget(peer)
         return state.outbox.drain()
 

@@ -24,12 +24,15 @@ from llmos.protocol.messages import ExecutorReady, LaneStatus, StepPlan, StepRes
 
 
 class Lane:
-    """See the module docstring. `limits` are the configured budgets; the executor's capacities bound them."""
+    """See the module docstring. `limits` are the configured budgets; the executor's capacities bound them. `generation`: generations
+    are counted from here; two microkernels must not count from the same number, or late plans of one could pass for the other's."""
 
-    def __init__(self, model: str, limits: SchedulerLimits, limits_of: Callable[[str], TenantLimits]) -> None:
+    def __init__(
+        self, model: str, limits: SchedulerLimits, limits_of: Callable[[str], TenantLimits], generation: int
+    ) -> None:
         self.model = model
         self.tenants = TenantTable(limits_of)
-        self.generation = 0
+        self.generation = generation
         self.executor: int | None = None  # peer
         self.capabilities: ExecutorReady | None = None
         self.scheduler: Scheduler | None = None

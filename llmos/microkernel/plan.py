@@ -79,7 +79,8 @@ class PlanBuilder:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.chunks or self.last_chunks or len(self.decode))
+        """A row that was added must be told, also if it computes nothing yet."""
+        return bool(self.chunks or self.last_chunks or len(self.decode) or self.row_adds)
 
     def build(self, generation: int, step: int, last_decode: Ints | None, copies: Copies) -> StepPlan:
         """The wire form; an unchanged decode set is left out."""

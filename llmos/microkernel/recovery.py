@@ -23,6 +23,7 @@ from llmos.microkernel.records import (
     TokensRecord,
     TurnRecord,
 )
+from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import NOBODY, PREFILL_ONLY, Sequence
 from llmos.microkernel.state import State
 from llmos.protocol.codec import unpack_i32, unpack_i64
@@ -129,6 +130,8 @@ class Fold:
                 self.ignored += 1
             else:
                 seq.tokens.append(token)
+                if seq.started_at is None:
+                    seq.started_at = seq.turn_at  # it had a row, or there would be no token; nobody knows any more since when
 
     def _change(self, record: AppendRecord | TurnRecord | EndRecord | ChangeRecord) -> None:
         seq = self.sequences.get(record.rid)
@@ -155,6 +158,8 @@ class Fold:
             seq.generating, seq.state = False, SeqState.FINISHED
         elif seq.generating:
             seq.end_turn(record.num_output)
+        else:
+            seq.cut_output(record.num_output)
 
 
 def restore(state: State, fold: Fold, shift_s: float, now: float) -> None:
@@ -164,17 +169,24 @@ def restore(state: State, fold: Fold, shift_s: float, now: float) -> None:
     for model, ready in fold.executors.items():
         if model in state.lanes:
             state.lanes[model].expect(ready, now)
-    for seq in sorted(fold.sequences.values(), key=lambda seq: seq.rid):
+    ended: list[Sequence] = []
+    alive: dict[int, tuple[Sequence, Scheduler]] = {}
+    for rid, seq in sorted(fold.sequences.items()):
         _shift(seq, shift_s, now)
         lane = state.lanes.get(seq.model)
         if seq.reason is not None or lane is None or lane.scheduler is None:
-            state.restore_ended(seq, now)
-            continue
+            ended.append(seq)
+        else:
+            alive[rid] = (seq, lane.scheduler)
+    for seq in sorted(ended, key=lambda seq: now if seq.ended_at is None else seq.ended_at):
+        state.restore_ended(seq, now)
+    for seq, scheduler in alive.values():
         seq.wants_prefill = False  # its next turn computes what it needs; all at once now would only be in the way
-        after = [state.sequences[rid] for rid in fold.after[seq.rid] if rid in state.sequences]
-        state.restore_live(seq, lane.scheduler, after, now)
+        after = [alive[rid][0] for rid in fold.after[seq.rid] if rid in alive]
+        # Where records are missing, what is left could say that two wait for each other.
+        state.restore_live(seq, scheduler, [other for other in after if not state.jobs.waits(other, seq)], now)
         if seq.rid in fold.suspended:
-            lane.scheduler.residents.suspend(seq, PageFate.DROP, now)
+            scheduler.residents.suspend(seq, PageFate.DROP, now)
     state.settle(now)
     state.outbox.drain()
 

@@ -83,6 +83,10 @@ class Residents:
         """An open sequence stops generating with its first `num_output` tokens. `drop`: what its pages hold is not to be trusted."""
         self._block(seq, now)
         seq.end_turn(num_output)
+        self.forget_cut(seq, drop=drop)
+
+    def forget_cut(self, seq: Sequence, *, drop: bool = False) -> None:
+        """Tokens of a sequence without a row were taken back: so is what was computed for them."""
         if drop or (seq.host_pages and seq.kept_tokens >= len(seq.tokens)):
             self.holdings.release(seq)  # part of a host copy is not worth its own rules
         # Without the newest token, which is computed again: its page must not stay if it held more once, for others or the cache.
@@ -123,6 +127,13 @@ class Residents:
         self.counters.preemptions += 1
         self.working_set.preempted()
         self.queue.push_front(seq)
+
+    def distrust(self, seq: Sequence, now: float) -> None:
+        """A token of it is missing, so what its pages hold behind the tokens it has is nobody's. It computes again what it needs."""
+        if seq.state is SeqState.RUNNING:
+            self.preempt(seq, now, drop=True)
+        else:
+            self.holdings.release(seq)
 
     def reclaim(self, spare: Sequence, tenant: Tenant, *, own_only: bool = False) -> bool:
         """Take the pages of who has kept them longest without a row; False if there is nobody."""

@@ -7,12 +7,15 @@ Columns, in tokens from the start of the prompt unless said:
     known      prompt and committed output                 computed   KV in pages once all issued steps are done
     pending    sampled in steps in flight                  capacity   what the granted pages hold
     max_len    the sequence ends here                      min_len    stop tokens count only above this
-    unread     its client must have read up to here minus the window (known + pending stays below it)
+    unread     its client must have read up to here minus the window (known + pending stays below it); no bound without a reader
     indexed    pages the prefix cache knows                stop       up to `_STOP_COLUMNS` stop token ids, -1 = none
     tenant     index in the tenant table                   decoding   it got a token in this row
     throttled  its client does not read (as last seen)     known_at_start  known when it got the row
     many_stops more stop ids than columns: look at the sequence instead
     reader     peer that gets its tokens   computed_at_start  computed when it got the row
+
+Invariant: while `version` stays the same, nobody comes or goes, no row's reader changes and nobody who fell behind catches up, so of these
+columns only those move that every step moves, and `unread`, upwards.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from llmos.microkernel.sequence import NO_ROW, Sequence
+from llmos.microkernel.sequence import NO_ROW, NOBODY, Sequence
+from llmos.protocol.limits import UNLIMITED
 
 _STOP_COLUMNS = 4
 _NO_TOKEN = -1
@@ -41,6 +45,7 @@ class RowTable:
         self.tenant, self.known_at_start, self.computed_at_start = (np.zeros(num_rows, np.int64) for _ in range(3))
         self.many_stops, self.decoding, self.throttled = (np.zeros(num_rows, bool) for _ in range(3))
         self.order: Ints = np.zeros(0, np.int64)
+        self.version = 0
         self._free = list(range(num_rows - 1, -1, -1))
 
     def __len__(self) -> int:
@@ -53,6 +58,7 @@ class RowTable:
     def take(self, seq: Sequence, num_computed: int, page_size: int, tenant: int) -> int:
         """Give `seq`, whose page table is set, a row."""
         row = self._free.pop()
+        self.version += 1
         seq.row = row
         self.seqs[row] = seq
         self.known[row] = self.known_at_start[row] = len(seq.tokens)
@@ -80,6 +86,7 @@ class RowTable:
         row = seq.row
         assert self.seqs[row] is seq
         self.seqs[row] = None
+        self.version += 1
         self.epoch[row] += 1
         self.order = self.order[self.order != row]
         self._free.append(row)
@@ -88,9 +95,13 @@ class RowTable:
 
     def read(self, seq: Sequence) -> None:
         """The client's acknowledgement moved, or the sequence has another reader."""
-        if seq.row != NO_ROW:
-            self.reader[seq.row] = seq.reader
-            self.unread[seq.row] = seq.prompt_len + seq.acked + self.window
+        row = seq.row
+        if row != NO_ROW:
+            if self.throttled[row] or self.reader[row] != seq.reader:
+                self.version += 1
+            self.reader[row] = seq.reader
+            # Where nobody reads, nobody's buffers are in danger.
+            self.unread[row] = seq.prompt_len + seq.acked + (UNLIMITED if seq.reader == NOBODY else self.window)
 
     def remaining(self, rows: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Tokens each row can compute now, and whether it then samples: 1 in decode, more in prefill, 0 with nothing to do.

@@ -170,14 +170,19 @@ class Scheduler:
         return budget
 
     def _plan_chunk(self, row: int, remaining: int, samples: bool, budget: int) -> int:
-        """Compute up to `budget` of a row's `remaining` tokens; if that reaches its newest token and it `samples`, sample."""
+        """Compute up to `budget` of a row's `remaining` tokens; if that reaches its newest token and it `samples`, sample.
+
+        Not if its client is too far behind: then the newest token stays for later. So 0 tokens may be left to compute now.
+        """
         count = min(remaining, budget)
         start = int(self.rows.computed[row])
+        if samples and count == remaining and not self.rows.readable(np.array([row]))[0]:
+            samples, count = False, count - 1
         self.rows.computed[row] += count
         if samples and count == remaining:
             self.rows.pending[row] += 1
             self._builder.last_chunks.append((row, start, count))
-        else:
+        elif count:
             self._builder.chunks.append((row, start, count))
         seq = self.rows.seqs[row]
         assert seq is not None
@@ -274,8 +279,7 @@ class Scheduler:
         if not self.rows.decoding[step.rows].all():
             self._note_decoding(step, now)
         for seq in outcome.recompute:
-            if seq.state is SeqState.RUNNING:
-                self.residents.preempt(seq, now, drop=True)
+            self.residents.distrust(seq, now)
         if self.limits.prefix_cache:
             self._index(step)
         if step.num_silent:

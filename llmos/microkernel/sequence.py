@@ -114,6 +114,7 @@ class Sequence:
     turn_at: float = field(init=False)
     started_at: float | None = None  # when this turn got its first row
     ended_at: float | None = None
+    last_reader: int = NOBODY  # of the turn that is over
     end: SeqEnd | None = None  # of the newest turn that is over
     timeline: Timeline = field(init=False)
 
@@ -164,10 +165,14 @@ class Sequence:
         """The turn is over with its first `num_output` tokens; what is still on its way does not count."""
         assert self.generating
         self.generating = False
-        del self.tokens[self.prompt_len + num_output :]
-        self.max_len = len(self.tokens)
         self.deadline = None
         self.num_void = self.num_pending
+        self.cut_output(num_output)
+
+    def cut_output(self, num_output: int) -> None:
+        """Only the first `num_output` tokens of a turn that is over count."""
+        del self.tokens[self.prompt_len + num_output :]
+        self.max_len = len(self.tokens)
 
     def ends_with(self, token: int) -> FinishReason | None:
         """Why the turn ends now that `token` was appended, or None."""

@@ -36,13 +36,14 @@ def submit(state: State, sender: Sender, message: m.SeqSubmit, now: float) -> No
     checks.check_nice(message.nice)
     checks.check_after(message.after)
     tenant = lane.tenants.get(message.owner)
-    params = _complete(state, message.params)
-    room = admission.longest_output(len(tokens), params, executor, lane.pages_for(tenant))
+    admission.check_params(message.params)
+    room = admission.longest_output(len(tokens), message.params, executor, lane.pages_for(tenant))
     admission.check_queue(len(scheduler.queue), state.limits.max_waiting)
     admission.check_tenant_queue(tenant)
     admission.check_deadline(message.deadline_ms, scheduler.least_time(len(tokens), room))
     predecessors = state.predecessors(message.after, message.owner)
     rid = state.next_rid()
+    job = state.job_for(rid, message.owner, message.parent)
     seq = Sequence(
         rid=rid,
         owner=message.owner,
@@ -51,9 +52,9 @@ def submit(state: State, sender: Sender, message: m.SeqSubmit, now: float) -> No
         tokens=tokens,
         prompt_len=len(tokens),
         max_len=len(tokens) + room,
-        params=params,
+        params=_seeded(state, message.params),
         accepted_at=now,
-        job=state.job_for(rid, message.owner, message.parent),
+        job=job,
         parent=message.parent,
         client_request_id=message.client_request_id,
         request_digest=_digest(message),
@@ -136,11 +137,12 @@ def continue_(state: State, sender: Sender, message: m.SeqContinue, now: float) 
     lane = state.lane(seq.model)
     _, executor = lane.up()
     tenant = lane.tenants.get(seq.owner)
-    params = _complete(state, message.params)
-    room = admission.longest_output(len(seq.tokens), params, executor, lane.pages_for(tenant), field="rid")
+    admission.check_params(message.params)
+    room = admission.longest_output(len(seq.tokens), message.params, executor, lane.pages_for(tenant), field="rid")
     admission.check_queue(len(scheduler.queue), state.limits.max_waiting)
     admission.check_tenant_queue(tenant)
     admission.check_deadline(message.deadline_ms, scheduler.least_time(len(seq.tokens) - seq.kept_tokens, room))
+    params = _seeded(state, message.params)
     scheduler.residents.rest(seq, now)
     seq.begin_turn(params, room, sender.peer, now)
     seq.deadline = _moment(message.deadline_ms, now)
@@ -187,13 +189,16 @@ def cancel(state: State, sender: Sender, message: m.SeqCancel, now: float) -> No
 
 @VERBS.handles(m.SeqFinish)
 def stop_string(state: State, sender: Sender, message: m.SeqFinish, now: float) -> None:
-    """The text ends before output token `upto`."""
-    seq = _read_by(state, message.rid, sender)
-    if seq is None:
+    """The text ends before output token `upto`. It may come when the turn is over, but not after new input."""
+    seq = state.sequences.get(message.rid)
+    if seq is None or sender.peer != (seq.reader if seq.generating else seq.last_reader):
         return
     if not 0 <= message.upto <= seq.num_output:
         raise InvalidRequest(f"upto {message.upto} is outside [0, {seq.num_output}]", field="upto", rid=seq.rid)
-    state.end_output(seq, FinishReason.STOP, now, message.upto)
+    if seq.generating:
+        state.end_output(seq, FinishReason.STOP, now, message.upto)
+    elif seq.end is not None:
+        state.cut_output(seq, message.upto, now)
 
 
 @VERBS.handles(m.SeqAck)
@@ -228,9 +233,8 @@ def _digest(message: m.SeqSubmit | m.SeqSpawn) -> bytes:
     return blake2b(encode(asked), digest_size=16).digest()
 
 
-def _complete(state: State, params: SamplingParams) -> SamplingParams:
-    """Checked sampling parameters with a seed."""
-    admission.check_params(params)
+def _seeded(state: State, params: SamplingParams) -> SamplingParams:
+    """With a seed. Nothing may be refused after it was drawn: the journal counts seeds by what was made with them."""
     return params if params.seed is not None else structs.replace(params, seed=state.draw_seed())
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from heapq import heappush
 
+from msgspec import structs
+
 from llmos.codes import FinishReason, SeqState
 from llmos.errors import NotFound, Unavailable, WrongState
 from llmos.microkernel.expiry import Expiry
@@ -33,6 +35,7 @@ from llmos.microkernel.tenants import TenantLimits
 from llmos.protocol import messages as m
 from llmos.protocol.codec import pack_i32
 
+_GENERATION_BITS = 128 - 40  # of the root: 40 bits make the numbers of two processes differ
 _MAX_RECORDS = 100_000  # of ended sequences
 _MAX_RECORD_TOKENS = 50_000_000  # 200 MB
 
@@ -48,6 +51,7 @@ class State:
         self.started_at = now
         self.tenant_limits: dict[str, TenantLimits] = {}
         self.lanes: dict[str, Lane] = {}
+        self._first_generation = seed_root >> _GENERATION_BITS
         for model in models:
             self.lane_for(model)
         self.sequences: dict[int, Sequence] = {}  # live
@@ -100,7 +104,7 @@ class State:
         """The lane of a model, made if it is new."""
         lane = self.lanes.get(model)
         if lane is None:
-            lane = self.lanes[model] = Lane(model, self.scheduling, self.limits_of)
+            lane = self.lanes[model] = Lane(model, self.scheduling, self.limits_of, self._first_generation)
         return lane
 
     def limits_of(self, tenant: str) -> TenantLimits:
@@ -261,6 +265,14 @@ class State:
         self.read_by(seq, NOBODY)
         self._orphans.touch(seq.rid, now)
 
+    def forget_requests(self, peer: int) -> None:
+        """Nobody is there any more to be answered."""
+        for rid, waiting in list(self._waiters.items()):
+            self._waiters[rid] = [(other, req) for other, req in waiting if other != peer]
+            if not self._waiters[rid]:
+                del self._waiters[rid]
+        self.relayed = {number: asked for number, asked in self.relayed.items() if asked[0] != peer}
+
     def wait(self, seq: Sequence, peer: int, req: int) -> None:
         """Answer `peer` when the sequence ends."""
         if seq.reason is not None:
@@ -282,6 +294,17 @@ class State:
         self.note(EndRecord(seq.rid, count, seq.end, 0, now))
         scheduler.residents.end_turn(seq, count, now, drop=drop)
         self.touch(seq, now)
+
+    def cut_output(self, seq: Sequence, num_output: int, now: float) -> None:
+        """An open sequence's turn is over, and now it turns out that a stop string had ended it before `num_output`."""
+        scheduler = self.lanes[seq.model].scheduler
+        assert scheduler is not None
+        assert seq.end is not None
+        usage = structs.replace(seq.end.usage, output_tokens=num_output)
+        seq.end = m.SeqEnd(seq.rid, int(FinishReason.STOP), usage)
+        self.note(EndRecord(seq.rid, num_output, seq.end, 0, now))
+        seq.cut_output(num_output)
+        scheduler.residents.forget_cut(seq)
 
     def finish(self, seq: Sequence, reason: FinishReason, now: float, num_output: int | None = None) -> None:
         """End a live sequence of a lane that is up."""
@@ -329,7 +352,7 @@ class State:
     def _tell_end(self, seq: Sequence, reason: FinishReason, now: float, num_output: int) -> None:
         seq.end = m.SeqEnd(seq.rid, int(reason), seq.usage(now, num_output))
         self.outbox.end(seq.reader, seq.end)
-        seq.reader = NOBODY
+        seq.last_reader, seq.reader = seq.reader, NOBODY
         if not seq.is_open:
             del seq.tokens[seq.prompt_len + num_output :]
 

@@ -66,7 +66,7 @@ class ExecutorService:
         self.steps = 0
         self.plans_dropped = 0
         self._ready = False
-        self._kernel_restarts = 0
+        self._kernels_greeted = 0
         self._idle_since = time.monotonic()
 
     def run(self, greet_timeout_s: float) -> None:
@@ -81,14 +81,14 @@ class ExecutorService:
             else:
                 self._handle(message)
             self.pulse()
-            if self.line.kernel_restarts != self._kernel_restarts:
+            if self.line.kernel_restarts != self._kernels_greeted:
                 self._greet_again()
 
     def _greet_again(self) -> None:
-        self._kernel_restarts = self.line.kernel_restarts
-        log.info("the microkernel restarted; registering again")
         self.generation = _NO_GENERATION
-        self.port.send(handshake.hello("executor", self.name))
+        if self.port.send(handshake.hello("executor", self.name)):  # else the socket has not found the new one yet
+            self._kernels_greeted = self.line.kernel_restarts
+            log.info("the microkernel restarted; registering again")
 
     def _receive(self) -> Message | None:
         try:

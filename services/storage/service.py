@@ -1,5 +1,6 @@
-"""The storage service: knows the models of this box and answers the microkernel's questions about them.
+"""The storage service: knows the models of this box and answers the microkernel's questions about them; keeps tenants' limits.
 
+After hello the microkernel gets all limits that were set in earlier lives, also if there are none.
 States: registering (rows, no digests) -> ready -> hashing in slices between messages -> idle. A model without a
 readable directory is registered as `failed`; others are `available` until the microkernel says `serving`.
 """
@@ -17,8 +18,18 @@ from typing import Any
 from llmos.config import EMBEDDED_MODEL, Config, ModelConfig, model_path, state_dir
 from llmos.ports.lifeline import Lifeline
 from llmos.ports.sync import Dialer, PortSet
+from llmos.protocol import handshake
 from llmos.protocol.codec import Schema
-from llmos.protocol.messages import Error, FromKernel, ModelsGet, ModelsReply, ModelState
+from llmos.protocol.messages import (
+    Error,
+    FromKernel,
+    ModelsGet,
+    ModelsReply,
+    ModelState,
+    TenantsStored,
+    TenantStore,
+    Welcome,
+)
 from llmos.services.base import ServiceContext
 from llmos.services.storage.digest import Digester, model_files
 from llmos.services.storage.registry import AVAILABLE, FAILED, SERVING, Registry
@@ -38,11 +49,14 @@ def run(context: ServiceContext, lifeline: Lifeline) -> None:
     storage = Storage(registry, kernel)
     storage.register_models(context.config)
     kernel.greet("storage", context.name, _GREET_TIMEOUT_S)
+    storage.send_tenants()
     lifeline.ready(f"models: {len(registry.rows())}, in {registry.path}")
     ports = PortSet(lifeline.port, kernel)
     while not lifeline.stopping:
         ports.wait(0.0 if storage.has_work else _IDLE_S)
         lifeline.poll()
+        if lifeline.kernel_restarts != storage.kernels_greeted:
+            storage.greet_again(context.name, lifeline.kernel_restarts)
         storage.answer()
         storage.work(_SLICE_S)
         lifeline.beat(storage.progress, time.monotonic())
@@ -58,6 +72,7 @@ class Storage:
         self._kernel = kernel
         self._to_hash: deque[tuple[str, Digester]] = deque()
         self.progress = 0
+        self.kernels_greeted = 0  # since the first
 
     @property
     def has_work(self) -> bool:
@@ -71,14 +86,28 @@ class Storage:
         for name, path in models.items():
             self._register(name, path)
 
+    def send_tenants(self) -> None:
+        """Tell the microkernel what it set in earlier lives. The first thing after hello."""
+        self._kernel.send(TenantsStored(self._registry.tenants()))
+
+    def greet_again(self, name: str, kernel_restarts: int) -> None:
+        """Another microkernel took over; once it answers, it gets the tenants."""
+        if self._kernel.send(handshake.hello("storage", name)):  # else the socket has not found the new one yet
+            self.kernels_greeted = kernel_restarts
+
     def answer(self) -> None:
         """Serve all messages of the microkernel that are here."""
         while (message := self._kernel.receive()) is not None:
             self.progress += 1
-            if isinstance(message, ModelsGet):
+            if isinstance(message, Welcome):
+                handshake.check_answer(message, "the microkernel")
+                self.send_tenants()
+            elif isinstance(message, ModelsGet):
                 self._kernel.send(ModelsReply(message.req, self._registry.rows()))
             elif isinstance(message, ModelState):
                 self._set_state(message)
+            elif isinstance(message, TenantStore):
+                self._registry.set_tenant(message.tenant)
             elif isinstance(message, Error):
                 log.error("microkernel: %s", message.message)
 

@@ -191,20 +191,42 @@ def test_attach_gives_the_output_so_far_and_the_rest_to_the_new_reader():
     assert got < 12
 
 
-def test_what_nobody_reads_runs_until_the_window_is_full_and_goes_on_when_it_is_read():
+def test_what_nobody_reads_runs_on_and_what_is_read_waits_for_its_reader():
     world = make_world(window=6)
-    rid = world.spawn([1, 2, 3])
+    rid, watched = world.spawn([1, 2, 3]), world.spawn([4, 5, 6])
     world.run()
     world.continue_(rid, max_tokens=20)
+    world.continue_(watched, max_tokens=20)
     world.send(GATEWAY, m.SeqDetach(rid))
     world.run()
-    assert world.streams[rid].ids == []
-    assert sequence(world, rid).num_output == 6
+    assert (world.streams[rid].ids, sequence(world, rid).num_output) == ([], 20)
+    assert len(world.streams[watched].ids) == 6
     world.attach(rid)
     for _ in range(10):
-        world.send(GATEWAY, m.SeqAck(rid, len(world.streams[rid].ids)))
+        world.send(GATEWAY, m.SeqAck(watched, len(world.streams[watched].ids)))
         world.run()
-    assert world.streams[rid].ids == world.streams[rid].expected(20)
+    for each in (rid, watched):
+        assert world.streams[each].ids == world.streams[each].expected(20)
+
+
+def test_a_stop_string_that_is_found_after_the_end_still_cuts():
+    world = make_world(page_size=4)
+    rid = world.spawn([1, 2, 3])
+    world.run()
+    world.continue_(rid, max_tokens=12)
+    world.run()
+    world.send(OTHER, m.SeqFinish(rid, 1))  # not its reader
+    assert sequence(world, rid).num_output == 12
+    world.send(GATEWAY, m.SeqFinish(rid, 5))
+    del world.streams[rid].ids[5:]
+    assert list(sequence(world, rid).tokens) == [1, 2, 3, *world.streams[rid].ids]
+    assert world.ask(m.Stat(1, rid)).usage.output_tokens == 5
+    world.kernel.check()
+    world.append(rid, [9])
+    world.send(GATEWAY, m.SeqFinish(rid, 0))  # too late: there is new input
+    world.continue_(rid, max_tokens=4, seed=3)
+    world.run()
+    assert world.streams[rid].ids == world.streams[rid].expected(4)
 
 
 def test_a_lost_gateway_ends_what_only_it_read_and_not_what_is_open():

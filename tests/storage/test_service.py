@@ -16,7 +16,17 @@ from llmos.ports.endpoint import RunDir
 from llmos.ports.memory import MemoryListener
 from llmos.ports.sync import Listener
 from llmos.protocol.codec import Schema
-from llmos.protocol.messages import FromKernel, ModelRow, ModelsGet, ModelsReply, ModelState, ToKernel
+from llmos.protocol.messages import (
+    FromKernel,
+    ModelRow,
+    ModelsGet,
+    ModelsReply,
+    ModelState,
+    TenantLimitsRow,
+    TenantsStored,
+    TenantStore,
+    ToKernel,
+)
 from llmos.services.storage.registry import Registry
 from llmos.services.storage.service import Storage
 
@@ -110,6 +120,26 @@ def test_digests_appear_while_questions_are_answered(tmp_path):
     storage.close()
 
 
+def stored(storage, port):
+    storage.send_tenants()
+    _, message = port.receive()
+    assert isinstance(message, TenantsStored)
+    return message.tenants
+
+
+def test_tenants_limits_are_kept_and_told_in_the_next_life(tmp_path):
+    storage, port, peer = make_storage(tmp_path)
+    assert stored(storage, port) == ()  # told even if there is nothing to tell
+    limits = TenantLimitsRow("alice", 2.0, 10, 5, 3, 4, 100.0)
+    for weight in (1.0, 2.0):
+        port.send(peer, TenantStore(TenantLimitsRow("alice", weight, 10, 5, 3, 4, 100.0)))
+    storage.answer()
+    storage.close()
+    storage, port, peer = make_storage(tmp_path)
+    assert stored(storage, port) == (limits,)
+    storage.close()
+
+
 @pytest.fixture
 def short_dir():
     """A unix socket's path must be short; pytest's own folders are not."""
@@ -148,6 +178,8 @@ def test_the_process_answers_on_the_control_port_and_stops(tmp_path, short_dir):
         wait_for(lambda: port.receive() or (next(iter(port.core.peers.values()), None)))
         (peer,) = port.core.peers.values()
         assert process.stdout.readline() == "ready storage\n"
+        assert wait_for(port.receive)[1] == TenantsStored(())
+        port.send(peer, TenantStore(TenantLimitsRow("alice", 2.0, 10, 5, 3, 4, 100.0)))
 
         def with_digest():
             port.send(peer, ModelsGet(5))
@@ -160,7 +192,9 @@ def test_the_process_answers_on_the_control_port_and_stops(tmp_path, short_dir):
         process.terminate()
         assert process.wait(DEADLINE_S) == 0
     port.close()
-    assert (tmp_path / "state" / "registry.sqlite3").is_file()
+    registry = Registry(tmp_path / "state")
+    assert [limits.tenant for limits in registry.tenants()] == ["alice"]
+    registry.close()
 
 
 @pytest.mark.slow
