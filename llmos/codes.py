@@ -40,6 +40,7 @@ class FinishReason(IntEnum):
     CLOSED = 10  # an open sequence, by its owner
     DEPENDENCY = 11  # a sequence that it waited for (`after`) failed, was cancelled or killed
     IDLE = 12  # an open sequence that nobody used for too long
+    POISONED = 13  # it killed the executor again and again
 
     @property
     def is_failure(self) -> bool:
@@ -51,6 +52,7 @@ class FinishReason(IntEnum):
             self.TOKENIZER_FAILED,
             self.DEADLINE,
             self.DEPENDENCY,
+            self.POISONED,
         )
 
 

@@ -7,13 +7,15 @@ runs is never preempted for a start. A sequence that still does not fit blocks t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.residents import Residents
-from llmos.microkernel.sequence import Sequence
+from llmos.microkernel.sequence import QUEUED, Sequence
 from llmos.microkernel.tenants import Tenant
+from llmos.microkernel.trial import Trial
 
 
 class Start(Enum):
@@ -40,14 +42,15 @@ class _Need:
 class Intake:
     """Starts sequences of one model."""
 
-    def __init__(self, residents: Residents, limits: SchedulerLimits) -> None:
+    def __init__(self, residents: Residents, limits: SchedulerLimits, trial: Trial) -> None:
         self.residents = residents
         self.limits = limits
+        self.trial = trial
 
     def next(self, now: float) -> Sequence | None:
         """Try the waiting sequences in order until one starts, or nobody can. A row must be free."""
         blocked = False
-        for seq in self.residents.queue.heads():
+        for seq in self._candidates():
             if blocked and not self._is_guaranteed(seq):
                 continue
             start = self._try(seq, now)
@@ -56,7 +59,15 @@ class Intake:
             blocked |= start is Start.NO_PAGES
             if blocked and not self.residents.tenants.has_guarantees:
                 break
+        if self.trial.is_on and not blocked and not len(self.residents.rows):
+            self.trial.skip()
         return None
+
+    def _candidates(self) -> Iterator[Sequence]:
+        """While sequences are on trial for killing executors, nobody else may be in flight with them."""
+        if self.trial.is_on:
+            return (seq for seq in self.trial.members() if seq.state in QUEUED)
+        return self.residents.queue.heads()
 
     def _is_guaranteed(self, seq: Sequence) -> bool:
         """Would it start within its tenant's guarantee? Then nobody who waits for pages is in its way."""

@@ -20,6 +20,7 @@ from llmos.microkernel.rows import Ints
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import Sequence
 from llmos.microkernel.tenants import Tenant, TenantLimits, TenantTable
+from llmos.microkernel.trial import Trial
 from llmos.protocol.messages import ExecutorReady, LaneStatus, StepPlan, StepResult
 
 
@@ -32,6 +33,7 @@ class Lane:
     ) -> None:
         self.model = model
         self.tenants = TenantTable(limits_of)
+        self.trial = Trial()
         self.generation = generation
         self.executor: int | None = None  # peer
         self.capabilities: ExecutorReady | None = None
@@ -59,11 +61,16 @@ class Lane:
         """An executor with these capacities served before the microkernel died, and will register again."""
         self._renew(ready, now)
 
-    def lose(self, now: float) -> None:
-        """The executor died and will be replaced."""
+    def lose(self, now: float) -> Sequence | None:
+        """The executor died and will be replaced. Returns the sequence that killed it, if that is certain now."""
+        convicted = None
+        if self.scheduler is not None and self.executor is not None:
+            in_flight = {seq.rid: seq for step in self.scheduler.in_flight for seq in step.seqs}
+            convicted = self.trial.executor_died(in_flight.values())
         self.executor = None
         if self.capabilities is not None:
             self._renew(self.capabilities, now)
+        return convicted
 
     def give_up(self, now: float) -> list[Sequence]:
         """No executor any more. Returns the live sequences, oldest first, without rows, pages or pending tokens."""
@@ -80,7 +87,7 @@ class Lane:
             max_rows=min(self._limits.max_rows, ready.max_rows),
             max_step_tokens=min(self._limits.max_step_tokens, ready.max_step_tokens),
         )
-        old, self.scheduler = self.scheduler, Scheduler(ready, limits, self.tenants)
+        old, self.scheduler = self.scheduler, Scheduler(ready, limits, self.tenants, self.trial)
         if old is not None:
             self.scheduler.residents.counters = self.scheduler.counters = old.counters
         for seq in survivors:
@@ -121,20 +128,23 @@ class Lane:
         return scheduler.complete(_matrix(result.samples, 3), _matrix(result.failed, 2), result.busy_us * 1e-6, now)
 
     def check_tenant(self, name: str, limits: TenantLimits) -> None:
-        """Raise `InvalidRequest` if new limits of a tenant contradict what lives here now."""
+        """Raise `InvalidRequest` if a new limit of a tenant contradicts what lives here now."""
         if self.capabilities is None or self.scheduler is None:
             return
         tenant = self.tenants.get(name)
         others = self.tenants.guaranteed_to_others(tenant)
         total = self.capabilities.num_pages
-        if limits.guaranteed_pages + others > total:
+        guarantees_more = limits.guaranteed_pages > tenant.limits.guaranteed_pages
+        if guarantees_more and limits.guaranteed_pages + others > total:
             text = f"guarantees of {limits.guaranteed_pages + others} pages together, {self.model} has {total}"
             raise InvalidRequest(text, field="guaranteed_pages")
         for field, used in (("max_running", tenant.running), ("max_pages", tenant.pages)):
-            if getattr(limits, field) < used:
+            if getattr(limits, field) < min(used, getattr(tenant.limits, field)):
                 raise InvalidRequest(
                     f"{field} {getattr(limits, field)} is below the {used} in use by {name}", field=field
                 )
+        if not guarantees_more and limits.max_pages >= tenant.limits.max_pages:
+            return  # nobody gets less
         size = self.capabilities.page_size
         for seq in self.scheduler.residents.live():
             mine = seq.owner == name
@@ -156,6 +166,11 @@ class Lane:
         """Pages that a sequence of this tenant can ever have."""
         _, executor = self.up()
         return min(tenant.limits.max_pages, executor.num_pages - self.tenants.guaranteed_to_others(tenant))
+
+    def capacity(self, owner: str) -> int:
+        """Tokens that a sequence of this owner can ever have."""
+        _, executor = self.up()
+        return min(executor.max_context, self.pages_for(self.tenants.get(owner)) * executor.page_size)
 
     def status(self) -> LaneStatus:
         scheduler, ready = self.scheduler, self.capabilities

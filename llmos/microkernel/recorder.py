@@ -101,6 +101,12 @@ class Paused(Record, tag=5, frozen=True):
     """No room was left; what came after is not known."""
 
 
+class Refusing(Record, tag=7, frozen=True):
+    """From now on the kernel takes no new work, for this reason; None = it does again. The shell sets it between calls."""
+
+    reason: str | None
+
+
 class End(Record, tag=6, frozen=True):
     """The file is whole."""
 
@@ -137,6 +143,7 @@ class Recorder:
         self._budget = budget_bytes
         self._segments: list[_Segment] = []
         self._peers: dict[int, Sender] = {}  # whom the newest segment names
+        self._refusal: str | None = None  # the kernel's, as last written
         self._recording = False
         self._broken = budget_bytes <= 0
         self._next_try = float("-inf")
@@ -172,6 +179,8 @@ class Recorder:
         function: Callable[..., list[Send]],
         *arguments: Any,
     ) -> list[Delivery]:
+        if self._recording and self.kernel.state.refusal != self._refusal:
+            self._note_refusal()
         done: list[Delivery] | None = None
         try:
             done = [Delivery(effect, encode(effect.message)) for effect in function(*arguments)]
@@ -202,6 +211,7 @@ class Recorder:
         for sender in self._peers.values():
             newest.add(_framed(Known(sender.peer, sender.role, sender.name)))
         self._segments.append(newest)
+        self._refusal = self.kernel.state.refusal
         self._make_room(0)
         self._recording = True
         self._next_try = now
@@ -244,6 +254,12 @@ class Recorder:
         newest.calls += 1
         if call == Call.PEER_DOWN:
             del self._peers[peer]
+
+    def _note_refusal(self) -> None:
+        self._refusal = self.kernel.state.refusal
+        record = _framed(Refusing(self._refusal))
+        if self._make_room(len(record)):
+            self._segments[-1].add(record)
 
     def _make_room(self, num_bytes: int) -> bool:
         """Drop the older segment if need be. False: there is none, so the recorder has paused."""

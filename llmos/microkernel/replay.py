@@ -31,6 +31,7 @@ from llmos.microkernel.recorder import (
     Known,
     Paused,
     Record,
+    Refusing,
     Snapshot,
     describe_error,
 )
@@ -40,7 +41,7 @@ from llmos.protocol import messages as m
 from llmos.protocol.codec import SCHEMA_HASH, Schema, encode
 
 EXIT_SAME, EXIT_DIFFERENT, EXIT_UNREADABLE = 0, 1, 2
-_records = msgspec.msgpack.Decoder(Header | Snapshot | Known | Called | Paused | End)
+_records = msgspec.msgpack.Decoder(Header | Snapshot | Known | Called | Paused | Refusing | End)
 _to_kernel: Schema[Any] = Schema(m.ToKernel)
 _from_kernel: Schema[Any] = Schema(m.FromKernel)
 
@@ -162,8 +163,14 @@ class _Run:
             self._senders[record.peer] = Sender(record.peer, record.role, record.name)
         elif isinstance(record, Paused):
             self.report.pauses += 1
+        elif isinstance(record, Refusing):
+            if self._kernel is None:
+                raise ProtocolError("a record comes before any snapshot")
+            self._kernel.state.refusal = record.reason
         elif isinstance(record, Called):
             self._call(record, message)
+            if self._kernel is not None and self._kernel.state.notes:
+                self._kernel.state.notes.clear()  # as the shell does when it has written them to the journal
 
     def _call(self, record: Called, message: bytes) -> None:
         report = self.report

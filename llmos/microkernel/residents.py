@@ -177,6 +177,14 @@ class Residents:
             self.queue.remove(seq)
             self.queue.push(seq, self.tenants.get(seq.owner), now)
 
+    def shorten(self, seq: Sequence, max_len: int) -> None:
+        """A turn is to end earlier than it was told."""
+        assert seq.generating
+        assert len(seq.tokens) < max_len < seq.max_len
+        seq.max_len = max_len
+        if seq.row != NO_ROW:
+            self.rows.max_len[seq.row] = max_len
+
     def hold_back(self, seq: Sequence, now: float) -> None:
         """It is to wait for others now: out of the queue."""
         if seq.state in QUEUED and seq.held_back:
@@ -284,7 +292,6 @@ class Residents:
                 assert seq.max_len == len(seq.tokens)
         for tenant in self.tenants.all:
             assert use[tenant.name] == [tenant.running, tenant.waiting], tenant
-            assert tenant.running <= tenant.limits.max_running
         for row in self.rows.order.tolist():
             running = self.rows.seqs[row]
             assert running is not None

@@ -27,6 +27,7 @@ from llmos.microkernel.rows import Ints
 from llmos.microkernel.sequence import PREFILL_ONLY, Sequence
 from llmos.microkernel.tenants import Tenant, TenantTable
 from llmos.microkernel.timeline import Cause
+from llmos.microkernel.trial import Trial
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import ExecutorReady, RowAdd, StepPlan
 
@@ -34,13 +35,14 @@ from llmos.protocol.messages import ExecutorReady, RowAdd, StepPlan
 class Scheduler:
     """Plans steps over the residents of one executor generation."""
 
-    def __init__(self, executor: ExecutorReady, limits: SchedulerLimits, tenants: TenantTable) -> None:
+    def __init__(self, executor: ExecutorReady, limits: SchedulerLimits, tenants: TenantTable, trial: Trial) -> None:
         self.page_size = executor.page_size
         self.vocab_size = executor.vocab_size
         self.limits = limits
         self.tenants = tenants
         self.residents = Residents(executor, limits, tenants)
-        self.intake = Intake(self.residents, limits)
+        self.trial = trial
+        self.intake = Intake(self.residents, limits, trial)
         self.rows = self.residents.rows
         self.queue = self.residents.queue
         self.pool = self.residents.pool
@@ -71,6 +73,8 @@ class Scheduler:
         )
         if (remaining > samples).any():
             budget = self._plan_chunks(budget, now)
+        if self.trial.is_on:
+            self.trial.note_progress()
         if self.queue and preemptions == self.counters.preemptions:
             self.queue.age(now)
             self._admit(budget, now)
@@ -284,6 +288,8 @@ class Scheduler:
             self._index(step)
         if step.num_silent:
             self._rest_prefilled(step, now)
+        if self.trial.is_watching:
+            self.trial.note_progress()
         self.pool.complete(step.step)
         return outcome
 

@@ -27,6 +27,7 @@ def executor_ready(state: State, sender: Sender, message: m.ExecutorReady, now: 
         raise InvalidRequest(text, field="num_pages")
     lane = state.lane_for(message.model)
     lane.attach(sender.peer, message, now)
+    state.refit(lane, now)
     state.note(ExecutorRecord(message))
     state.outbox.send(sender.peer, m.ExecutorWelcome(lane.generation))
     _tell_storage(state, lane.model, "serving")
@@ -54,7 +55,7 @@ def models_reply(state: State, sender: Sender, message: m.ModelsReply, now: floa
 
 @STORAGE_VERBS.handles(m.TenantsStored)
 def tenants_stored(state: State, sender: Sender, message: m.TenantsStored, now: float) -> None:
-    """Limits of earlier lives. What was set in this life is newer: storage is told."""
+    """Limits of earlier lives. What was set in this life is newer: storage is told. They hold, even if more is in use."""
     stored = {row.tenant: _limits(row) for row in message.tenants}
     for name, limits in state.tenant_limits.items():
         if stored.get(name) != limits:
@@ -62,6 +63,9 @@ def tenants_stored(state: State, sender: Sender, message: m.TenantsStored, now: 
     state.tenant_limits = stored | state.tenant_limits
     for lane in state.lanes.values():
         lane.tenants.refresh()
+        lane.tenants.meet(stored)
+        if lane.scheduler is not None:
+            state.refit(lane, now)
 
 
 def set_tenant(state: State, name: str, limits: TenantLimits) -> None:
@@ -104,7 +108,9 @@ def _executor_down(state: State, model: str, replaced: bool, now: float) -> None
     if lane is None:
         return
     if replaced:
-        lane.lose(now)
+        convicted = lane.lose(now)
+        if convicted is not None:
+            state.finish(convicted, FinishReason.POISONED, now)
         _tell_storage(state, model, "available")
         return
     for seq in lane.give_up(now):

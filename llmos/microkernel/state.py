@@ -105,6 +105,7 @@ class State:
         lane = self.lanes.get(model)
         if lane is None:
             lane = self.lanes[model] = Lane(model, self.scheduling, self.limits_of, self._first_generation)
+            lane.tenants.meet(self.tenant_limits)
         return lane
 
     def limits_of(self, tenant: str) -> TenantLimits:
@@ -294,6 +295,21 @@ class State:
         self.note(EndRecord(seq.rid, count, seq.end, 0, now))
         scheduler.residents.end_turn(seq, count, now, drop=drop)
         self.touch(seq, now)
+
+    def refit(self, lane: Lane, now: float) -> None:
+        """Pages or limits changed without asking. Who can not become as long as it was told ends earlier, at once if it is too long."""
+        scheduler = lane.scheduler
+        assert scheduler is not None
+        for seq in scheduler.residents.live():
+            most = lane.capacity(seq.owner)
+            if seq.max_len <= most:
+                continue
+            if not seq.generating:
+                scheduler.residents.rest(seq, now)  # it can not be computed, only looked at, forked and closed
+            elif len(seq.tokens) >= most:
+                self.end_output(seq, FinishReason.LENGTH, now)
+            else:
+                scheduler.residents.shorten(seq, most)
 
     def cut_output(self, seq: Sequence, num_output: int, now: float) -> None:
         """An open sequence's turn is over, and now it turns out that a stop string had ended it before `num_output`."""

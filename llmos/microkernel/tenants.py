@@ -10,7 +10,7 @@ Invariants: 0 <= guaranteed_pages <= max_pages; pages, running and waiting count
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,6 +109,11 @@ class TenantTable:
             self.all.append(tenant)
             self._note()
         return tenant
+
+    def meet(self, names: Iterable[str]) -> None:
+        """These have limits: what they are guaranteed is kept for them from now on, though they may never come."""
+        for name in names:
+            self.get(name)
 
     def refresh(self) -> None:
         """Limits changed."""

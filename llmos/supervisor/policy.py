@@ -35,7 +35,7 @@ class RestartPolicy:
         """Before the restart that follows this many deaths."""
         if deaths_in_a_row <= 1:
             return 0.0
-        return min(self.longest_pause_s, self.first_pause_s * 2 ** (deaths_in_a_row - 2))
+        return min(self.longest_pause_s, self.first_pause_s * 2.0 ** (deaths_in_a_row - 2))
 
 
 def on_exit(

@@ -4,6 +4,7 @@ It honours lengths, pages and seeds but no sampling parameter that needs logits;
 certainty (0.0). It claims host pages too: `host_cache_gib` at 64 bytes a token, and a microsecond to swap one.
 `step_s`, in a process LLMOS_FAKE_STEP_MS (milliseconds), makes a step last at least that long. `check`, in a process
 LLMOS_FAKE_CHECK=1, remembers what each page slot would hold and ends with an assertion when a row meets other tokens than its own.
+LLMOS_FAKE_POISON=TOKEN kills the process whenever it computes that token, as a request might that hits a bug.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from llmos.services.executor import noise
 from llmos.services.executor.backend import Capabilities, Limits, StepOutput, fitting_pages
 from llmos.services.executor.fake_contents import PageContents
 from llmos.services.executor.page_moves import read_moves
-from llmos.services.executor.rows import RowTable
+from llmos.services.executor.rows import RowTable, Work
 from llmos.services.executor.spec import CONFIG_FILE, limit_context, read_spec
 
 DEFAULT_VOCAB = 32_000  # where the directory has no config.json
@@ -30,7 +31,9 @@ DEFAULT_CONTEXT = 8192
 DEFAULT_PAGES = 4096
 STEP_MS_VARIABLE = "LLMOS_FAKE_STEP_MS"
 CHECK_VARIABLE = "LLMOS_FAKE_CHECK"
+POISON_VARIABLE = "LLMOS_FAKE_POISON"
 BYTES_PER_TOKEN = 64
+POISONED_EXIT = 70
 SWAP_US = 1.0
 
 
@@ -45,6 +48,7 @@ class FakeBackend:
     def __init__(
         self, limits: Limits, *, vocab_size: int = DEFAULT_VOCAB, max_context: int = DEFAULT_CONTEXT,
         num_pages: int = DEFAULT_PAGES, page_size: int = 16, host_pages: int = 0, step_s: float = 0.0, check: bool = False,
+        poison: int | None = None,
     ) -> None:  # fmt: skip
         context = min(max_context, num_pages * page_size)
         self.capabilities = Capabilities(
@@ -54,6 +58,7 @@ class FakeBackend:
         self.description = f"fake model, {vocab_size} tokens"
         self.step_s = step_s
         self.rows = RowTable(limits.max_rows, context, page_size, num_pages)
+        self.poison = poison
         self.contents = PageContents(num_pages, page_size, host_pages) if check else None
 
     @classmethod
@@ -68,6 +73,7 @@ class FakeBackend:
             limits, vocab_size=vocab_size, max_context=context, num_pages=model.num_pages or DEFAULT_PAGES,
             page_size=model.page_size, host_pages=fitting_pages("host_cache_gib", gib, page_bytes) if gib else 0,
             step_s=float(os.environ.get(STEP_MS_VARIABLE, "0")) / 1000, check=os.environ.get(CHECK_VARIABLE) == "1",
+            poison=int(poison) if (poison := os.environ.get(POISON_VARIABLE)) else None,
         )  # fmt: skip
 
     def reset(self) -> None:
@@ -75,10 +81,19 @@ class FakeBackend:
         if self.contents is not None:
             self.contents.clear()
 
+    def _touches(self, work: Work, token: int) -> bool:
+        """Does this step compute that token?"""
+        tokens, newest = self.rows.tokens, self.rows.length - 1
+        decoded = (tokens[row, newest[row]] for row in work.decode.tolist())
+        prefilled = (value for chunk in work.chunks for value in tokens[chunk.row, chunk.start : chunk.end].tolist())
+        return token in decoded or token in prefilled
+
     def execute(self, plan: StepPlan) -> StepOutput:
         started = time.monotonic()
         moves = read_moves(plan, self.capabilities.num_pages, self.capabilities.host_pages)
         work = self.rows.apply(plan)
+        if self.poison is not None and self._touches(work, self.poison):
+            os._exit(POISONED_EXIT)
         if self.contents is not None:
             self.contents.move(moves)
             self.contents.enter([add.row for add in plan.row_adds], work, self.rows)
