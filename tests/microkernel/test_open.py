@@ -78,6 +78,22 @@ def test_input_that_the_prefix_cache_has_needs_no_row():
     assert world.streams[second].ids == world.streams[second].expected(3)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_common_prefix_of_2000_tokens_is_computed_once(shared: bool):
+    """For a tenant, and for all of them where sharing is configured."""
+    world = make_world(num_pages=600, page_size=16, max_step_tokens=2048, max_context=8000, share_prefixes=shared)
+    world.executor._read = lambda row, upto: b""  # contents are checked elsewhere; reading is quadratic here
+    world.submit([1] * 2000 + [2, 3, 4], max_tokens=1)
+    world.run()
+    before = world.executor.computed_tokens
+    world.submit([1] * 2000 + [5, 6], max_tokens=1)
+    world.run()
+    assert world.executor.computed_tokens - before == 2
+    world.submit([1] * 2000 + [7, 8], max_tokens=1, owner="bob")
+    world.run()
+    assert world.executor.computed_tokens - before == 2 + (2 if shared else 2002)
+
+
 def test_cancel_ends_the_turn_and_late_tokens_do_not_count():
     world = make_world(steps_in_flight=3)
     rid = world.spawn([1, 2, 3])
