@@ -25,6 +25,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmos.microkernel import transcript
 from llmos.microkernel.records import VERSION, ExecutorRecord, MetaRecord, Record, decode, encode
 from llmos.microkernel.recovery import Fold
 from llmos.microkernel.state import State
@@ -158,7 +159,7 @@ class Journal:
             rid = self._carry.popleft()
             seq = state.sequences.get(rid) or state.ended.get(rid)
             if seq is not None:
-                budget -= self._append([state.whole(seq)])
+                budget -= self._append([transcript.whole(seq)])
 
     def _append(self, records: Iterable[Record]) -> int:
         frames = bytearray()

@@ -15,6 +15,8 @@ from msgspec import structs
 
 from llmos.codes import FinishReason, SeqState
 from llmos.errors import NotFound, Unavailable, WrongState
+from llmos.microkernel import transcript
+from llmos.microkernel.archive import Archive
 from llmos.microkernel.expiry import Expiry
 from llmos.microkernel.jobs import Job, JobTable, ended_well
 from llmos.microkernel.lane import Lane
@@ -22,22 +24,17 @@ from llmos.microkernel.limits import KernelLimits, SchedulerLimits
 from llmos.microkernel.outbox import Outbox
 from llmos.microkernel.records import (
     VERSION,
-    ChangeRecord,
     EndRecord,
     ForkRecord,
     MetaRecord,
     Record,
-    SequenceRecord,
 )
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import NOBODY, Sequence
 from llmos.microkernel.tenants import TenantLimits
 from llmos.protocol import messages as m
-from llmos.protocol.codec import pack_i32
 
 _GENERATION_BITS = 128 - 40  # of the root: 40 bits make the numbers of two processes differ
-_MAX_RECORDS = 100_000  # of ended sequences
-_MAX_RECORD_TOKENS = 50_000_000  # 200 MB
 
 
 class State:
@@ -55,14 +52,12 @@ class State:
         for model in models:
             self.lane_for(model)
         self.sequences: dict[int, Sequence] = {}  # live
-        self.ended: dict[int, Sequence] = {}  # records, oldest first
+        self.ended = Archive(limits.retention_s)
         self.jobs = JobTable()
         self.services: tuple[m.ServiceStatus, ...] = ()
         self.storage = NOBODY
         self.outbox = Outbox()
         self.deadlines: list[tuple[float, int]] = []  # heap; entries that no longer hold stay until they surface
-        self._ended_tokens = 0
-        self._record_age = Expiry()
         self._idle = Expiry()  # open sequences
         self._waiters: dict[int, list[tuple[int, int]]] = {}  # rid -> (peer, its req)
         self.relayed: dict[int, tuple[int, int]] = {}  # our request to storage -> (asking peer, its req)
@@ -135,43 +130,11 @@ class State:
             self.notes.append(record)
 
     def note_change(self, seq: Sequence) -> None:
-        suspended = seq.state is SeqState.SUSPENDED
-        self.note(ChangeRecord(seq.rid, seq.nice, seq.deadline, suspended, tuple(sorted(seq.waits_for))))
+        self.note(transcript.change(seq))
 
     def meta(self, monotonic_s: float, wall_s: float, boot: str) -> MetaRecord:
         root = self._seed_root.to_bytes(16, "little")
         return MetaRecord(VERSION, self._rids, self._seeds, root, monotonic_s, wall_s, boot)
-
-    def whole(self, seq: Sequence) -> SequenceRecord:
-        """All that is to be known of a sequence, live or ended."""
-        return SequenceRecord(
-            rid=seq.rid,
-            owner=seq.owner,
-            model=seq.model,
-            tokens=pack_i32(seq.tokens),
-            prompt_len=seq.prompt_len,
-            max_len=seq.max_len,
-            params=seq.params,
-            accepted_at=seq.accepted_at,
-            job=seq.job.rid,
-            parent=seq.parent,
-            is_open=seq.is_open,
-            client_request_id=seq.client_request_id,
-            nice=seq.nice,
-            deadline=seq.deadline,
-            generating=seq.generating,
-            wants_prefill=seq.wants_prefill,
-            suspended=seq.state is SeqState.SUSPENDED,
-            after=tuple(sorted(seq.waits_for)),
-            forks=seq.forks,
-            turn_at=seq.turn_at,
-            started_at=seq.started_at,
-            reason=0 if seq.reason is None else int(seq.reason),
-            ended_at=seq.ended_at,
-            end=seq.end,
-            request_digest=seq.request_digest,
-            attended=seq.attended,
-        )
 
     def continue_counting(self, rids: int, seeds: int, seed_root: bytes) -> None:
         """Numbers and seeds go on where an earlier process left off."""
@@ -222,7 +185,7 @@ class State:
         """A new sequence begins its life."""
         self._register(seq, predecessors, now)
         if self.notes is not None:
-            self.note(self.whole(seq))
+            self.note(transcript.whole(seq))
         scheduler.residents.enter(seq, now)
 
     def enter_fork(self, seq: Sequence, parent: Sequence, scheduler: Scheduler, now: float) -> None:
@@ -346,10 +309,7 @@ class State:
         self._followers += [(each, ended_well(reason)) for each in self.jobs.ended(seq)]
 
     def _keep_record(self, seq: Sequence) -> None:
-        assert seq.ended_at is not None
-        self.ended[seq.rid] = seq
-        self._record_age.touch(seq.rid, seq.ended_at)
-        self._ended_tokens += len(seq.tokens)
+        self.ended.keep(seq)
         if seq.client_request_id is not None:
             self._requests[seq.owner, seq.client_request_id] = seq.rid
 
@@ -374,10 +334,8 @@ class State:
 
     def expire(self, now: float) -> None:
         """Drop old records and end open sequences that nobody uses."""
-        while (rid := self._record_age.older_than(now - self.limits.retention_s)) is not None:
-            self._forget(rid)
-        while len(self.ended) > _MAX_RECORDS or self._ended_tokens > _MAX_RECORD_TOKENS:
-            self._forget(next(iter(self.ended)))
+        while (forgotten := self.ended.next_to_forget(now)) is not None:
+            self._forget(forgotten)
         while (rid := self._orphans.older_than(now - self.limits.linger_s)) is not None:
             self.finish(self.sequences[rid], FinishReason.CANCELLED, now)
         while (rid := self._idle.older_than(now - self.limits.idle_timeout_s)) is not None:
@@ -387,12 +345,9 @@ class State:
             else:
                 self.finish(seq, FinishReason.IDLE, now)
 
-    def _forget(self, rid: int) -> None:
-        seq = self.ended.pop(rid)
-        self._record_age.drop(rid)
-        self._ended_tokens -= len(seq.tokens)
+    def _forget(self, seq: Sequence) -> None:
         self.jobs.forget(seq)
-        if seq.client_request_id is not None and self._requests.get((seq.owner, seq.client_request_id)) == rid:
+        if seq.client_request_id is not None and self._requests.get((seq.owner, seq.client_request_id)) == seq.rid:
             del self._requests[seq.owner, seq.client_request_id]
 
     def check(self) -> None:
@@ -404,8 +359,7 @@ class State:
         live = [seq for lane in self.lanes.values() if lane.scheduler for seq in lane.scheduler.residents.live()]
         assert sorted(seq.rid for seq in live) == sorted(self.sequences), "a sequence is lost or held twice"
         assert all(seq.reason is None for seq in live)
-        assert all(seq.reason is not None and not seq.page_table for seq in self.ended.values())
-        assert self._ended_tokens == sum(len(seq.tokens) for seq in self.ended.values())
+        self.ended.check()
         for seq in live:
             assert all(rid in self.sequences for rid in seq.waits_for), f"sequence {seq.rid} waits for one that ended"
             assert seq.job.members[seq.rid] is seq

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kernel_world import GATEWAY, World
 
-from llmos.microkernel import records
+from llmos.microkernel import records, transcript
 from llmos.microkernel.kernel import Kernel
 from llmos.microkernel.recovery import Fold, restore
 from llmos.protocol import messages as m
@@ -39,7 +39,7 @@ class Journaled:
             ready = old.lanes["demo"].capabilities
             whole += [records.ExecutorRecord(ready)] if ready is not None else []
             known = sorted((*old.sequences.values(), *old.ended.values()), key=lambda seq: seq.rid)
-            whole += [old.whole(seq) for seq in known]
+            whole += [transcript.whole(seq) for seq in known]
             self.frames = [records.encode(record) for record in whole]
         fold = Fold()
         for frame in self.frames:
