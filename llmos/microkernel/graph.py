@@ -6,6 +6,7 @@ it does not.
 
 from __future__ import annotations
 
+import collections.abc
 import sys
 from abc import ABC
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ ARRAY_TYPES = frozenset("bBhHiIlLqQfd")
 MIN_INT, MAX_INT = -(1 << 63), (1 << 64) - 1  # what msgpack holds
 MAX_DEPTH = 100  # of tuples inside tuples: hashing and comparing them is recursive
 _MAX_KEY_WEIGHT = 1000  # values inside one key
-_BASES = {object, Generic, Protocol, ABC}
+_BASES = {
+    object,
+    Generic,
+    Protocol,
+    ABC,
+    *(getattr(collections.abc, name) for name in collections.abc.__all__),
+}  # stateless
 
 
 class Kind:

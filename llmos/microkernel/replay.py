@@ -41,6 +41,7 @@ from llmos.protocol import messages as m
 from llmos.protocol.codec import SCHEMA_HASH, Schema, encode
 
 EXIT_SAME, EXIT_DIFFERENT, EXIT_UNREADABLE = 0, 1, 2
+_MAX_SECONDS = 1e12
 _records = msgspec.msgpack.Decoder(Header | Snapshot | Known | Called | Paused | Refusing | End)
 _to_kernel: Schema[Any] = Schema(m.ToKernel)
 _from_kernel: Schema[Any] = Schema(m.FromKernel)
@@ -125,6 +126,7 @@ def replay(data: bytes) -> Report:
     """Feed a file's calls to its kernel. Raises `VersionMismatch` or `ProtocolError` if the file can not be used."""
     file = FlightFile(data)
     header = file.header
+    _check_times(header.wall, header.now)
     if (header.version, header.schema_hash) != (__version__, SCHEMA_HASH):
         raise VersionMismatch(
             f"written by llmos {header.version} (schema {header.schema_hash}); this is {__version__} ({SCHEMA_HASH}): "
@@ -175,6 +177,7 @@ class _Run:
     def _call(self, record: Called, message: bytes) -> None:
         report = self.report
         report.records += 1
+        _check_times(record.now)
         self._begin = record.now if self._begin is None else self._begin
         report.seconds = record.now - self._begin
         act = self._act(record, message)
@@ -258,6 +261,12 @@ class _Run:
     def _name(self, peer: int) -> str:
         known = self._senders.get(peer)
         return known.name if known is not None else f"peer {peer}"
+
+
+def _check_times(*seconds: float) -> None:
+    """Clocks count up from small numbers; what is beyond, or no number, could keep the kernel waiting for ever."""
+    if not all(0 <= each < _MAX_SECONDS for each in seconds):
+        raise ProtocolError(f"{', '.join(map(str, seconds))} is no time")
 
 
 def _checked(kernel: Kernel) -> list[Send]:

@@ -175,22 +175,24 @@ def test_the_process_answers_on_the_control_port_and_stops(tmp_path, short_dir):
         str(config),
     ]
     with subprocess.Popen([*command, "--no-supervisor"], stdout=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: port.receive() or (next(iter(port.core.peers.values()), None)))
-        (peer,) = port.core.peers.values()
-        assert process.stdout.readline() == "ready storage\n"
-        assert wait_for(port.receive)[1] == TenantsStored(())
-        port.send(peer, TenantStore(TenantLimitsRow("alice", 2.0, 10, 5, 3, 4, 100.0)))
+        try:
+            peer, first = wait_for(port.receive)
+            assert first == TenantsStored(())
+            assert process.stdout.readline() == "ready storage\n"
+            port.send(peer, TenantStore(TenantLimitsRow("alice", 2.0, 10, 5, 3, 4, 100.0)))
 
-        def with_digest():
-            port.send(peer, ModelsGet(5))
-            _, reply = wait_for(port.receive)
-            row = next(row for row in reply.models if row.name == "good")
-            return row if row.digest else None
+            def with_digest():
+                port.send(peer, ModelsGet(5))
+                _, reply = wait_for(port.receive)
+                row = next(row for row in reply.models if row.name == "good")
+                return row if row.digest else None
 
-        assert wait_for(with_digest).state == "available"
-        assert peer.pid == process.pid
-        process.terminate()
-        assert process.wait(DEADLINE_S) == 0
+            assert wait_for(with_digest).state == "available"
+            assert peer.pid == process.pid
+            process.terminate()
+            assert process.wait(DEADLINE_S) == 0
+        finally:
+            process.kill()
     port.close()
     registry = Registry(tmp_path / "state")
     assert [limits.tenant for limits in registry.tenants()] == ["alice"]
