@@ -12,7 +12,7 @@ from msgspec import structs
 
 from llmos import __version__
 from llmos.codes import FinishReason, PageFate
-from llmos.errors import InvalidRequest, Unavailable, WrongState
+from llmos.errors import InvalidRequest, NotFound, Unavailable, WrongState
 from llmos.microkernel import admission, report, service_verbs
 from llmos.microkernel.sender import Sender
 from llmos.microkernel.sequence import NO_ROW, NOBODY, Sequence
@@ -25,6 +25,7 @@ from llmos.protocol import messages as m
 VERBS = VerbTable()
 
 _TENANT_FIELDS = tuple(field.name for field in fields(TenantLimits))
+_MAX_NAME = 100  # of what is quoted in an error
 _SEED_STEP = 0x9E3779B97F4A7C15  # odd, so that the seeds of 2**63 children differ (Weyl sequence)
 _SEED_MASK = 2**63 - 1
 
@@ -212,6 +213,18 @@ def tenant_set(state: State, sender: Sender, message: m.TenantSet, now: float) -
     service_verbs.set_tenant(state, message.tenant, limits)
     rows = report.tenants(state.lanes.values(), message.tenant)
     state.outbox.send(sender.peer, m.TenantsReply(message.req, rows))
+
+
+@VERBS.handles(m.RestartService)
+def restart_service(state: State, sender: Sender, message: m.RestartService, now: float) -> None:
+    """Handed on to the supervisor. Answered before, as it may be our own process, or the asking gateway's."""
+    names = sorted(service.name for service in state.services)
+    if state.supervisor == NOBODY or not names:
+        raise Unavailable("the supervisor is not there")
+    if message.name not in names:
+        raise NotFound(f"no service {message.name[:_MAX_NAME]!r}; there are: {', '.join(names)}", field="name")
+    _done(state, sender, message.req, 0)
+    state.outbox.send(state.supervisor, message)
 
 
 @VERBS.handles(m.RecordWrite)

@@ -113,16 +113,18 @@ class Holdings:
     def release(self, seq: Sequence) -> None:
         """Give back all pages of a sequence, also those at the host."""
         self.host.release(seq.host_pages)
+        if not self.copies:
+            self.host.settle()
         seq.host_pages = array("i")
         seq.kept_tokens = 0
-        self._release(seq, self.last_step)
+        self._release(seq, self._last_use)
         if self.idle:
             self.pool.complete(self.last_step)
 
     def trim(self, seq: Sequence, num_tokens: int) -> None:
         """Give back the pages behind the first `num_tokens` tokens."""
         kept = self.pages_for(num_tokens)
-        self._let_go(seq.page_table[kept:], self.last_step)
+        self._let_go(seq.page_table[kept:], self._last_use)
         del seq.page_table[kept:]
         if self.idle:
             self.pool.complete(self.last_step)
@@ -142,6 +144,11 @@ class Holdings:
             if seq is not spare and (other is tenant or (not own_only and other.pages > other.limits.guaranteed_pages)):
                 return seq
         return None
+
+    @property
+    def _last_use(self) -> int:
+        """The newest step that may touch a page that is let go now: if copies are ordered, the one that will make them."""
+        return self.last_step + bool(self.copies)
 
     def _release(self, seq: Sequence, after_step: int) -> None:
         self._keepers.pop(seq.rid, None)

@@ -85,19 +85,22 @@ class Intake:
         if not seq.generating:
             need = self._need(seq, self._match(seq))
             if need.num_computed >= len(seq.tokens) - 1:
-                residents.settle(seq, tenant, need.shared, need.num_computed, now)
+                if self._may_share(tenant, need.shared):
+                    residents.settle(seq, tenant, need.shared, need.num_computed, now)
+                else:
+                    residents.rest(seq, now)  # its next turn will find it, or compute it
                 return Start.STARTED
         if not tenant.may_start(now):
             tenant.note_limited(True, now)
             return Start.NOT_NOW
-        found = self._find_room(seq, tenant)
+        found = self._find_room(seq, tenant, now)
         tenant.note_limited(found is Start.NOT_NOW, now)
         if isinstance(found, Start):
             return found
         self._take_pages(seq, tenant, found, now)
         return Start.STARTED
 
-    def _find_room(self, seq: Sequence, tenant: Tenant) -> _Need | Start:
+    def _find_room(self, seq: Sequence, tenant: Tenant, now: float) -> _Need | Start:
         """Make room, if need be at the expense of who keeps pages without a row."""
         residents = self.residents
         shared = self._match(seq)
@@ -113,6 +116,8 @@ class Intake:
                 return Start.NO_PAGES  # pages come back when a step in flight is done
             if residents.reclaim(seq, tenant, own_only=over_quota):
                 continue
+            if residents.yield_unread(tenant, now, own_only=over_quota):
+                continue
             if need.copy is None:
                 return Start.NOT_NOW if over_quota else Start.NO_PAGES
             residents.holdings.release(seq)  # without its pages it needs no copy: they are computed again
@@ -126,6 +131,15 @@ class Intake:
         usable = (len(seq.tokens) - 1) // residents.page_size
         residents.prefix.extend_keys(seq.page_hashes, seq.tokens, usable * residents.page_size, self.salt(seq))
         return residents.prefix.match(seq.page_hashes[:usable])
+
+    def _may_share(self, tenant: Tenant, shared: list[int]) -> bool:
+        """May the tenant have these cached pages, by its quota and the others' guarantees?"""
+        residents = self.residents
+        unheld = sum(not residents.pool.refs[page] for page in shared)
+        within_quota = tenant.pages + unheld <= tenant.limits.max_pages
+        return not unheld or (
+            within_quota and residents.pool.num_cached_among(shared) <= residents.holdings.grantable(tenant)
+        )
 
     def salt(self, seq: Sequence) -> bytes:
         """Pages are found only by sequences with the same salt."""

@@ -72,6 +72,8 @@ class Kernel:
         """A peer said hello."""
         if sender.role == "storage":
             service_verbs.storage_came(self.state, sender)
+        elif sender.role == "supervisor":
+            service_verbs.supervisor_came(self.state, sender)
         return self._effects(now)
 
     def peer_down(self, peer: int, now: float) -> list[Send]:
@@ -79,7 +81,7 @@ class Kernel:
         state = self.state
         for seq in [seq for seq in state.sequences.values() if seq.reader == peer]:
             if seq.is_open:
-                state.read_by(seq, NOBODY)
+                state.read_by(seq, NOBODY, now)
             else:
                 state.orphan(seq, now)
         state.settle(now)

@@ -61,10 +61,11 @@ class Lane:
         """An executor with these capacities served before the microkernel died, and will register again."""
         self._renew(ready, now)
 
-    def lose(self, now: float) -> Sequence | None:
-        """The executor died and will be replaced. Returns the sequence that killed it, if that is certain now."""
+    def lose(self, now: float, *, to_blame: bool = True) -> Sequence | None:
+        """The executor ended and will be replaced. Returns the sequence that killed it, if that is certain now. `to_blame`: was it what
+        ran there? Else it was asked to end."""
         convicted = None
-        if self.scheduler is not None and self.executor is not None:
+        if self.scheduler is not None and self.executor is not None and to_blame:
             in_flight = {seq.rid: seq for step in self.scheduler.in_flight for seq in step.seqs}
             convicted = self.trial.executor_died(in_flight.values())
         self.executor = None

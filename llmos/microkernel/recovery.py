@@ -24,7 +24,7 @@ from llmos.microkernel.records import (
     TurnRecord,
 )
 from llmos.microkernel.scheduler import Scheduler
-from llmos.microkernel.sequence import NOBODY, PREFILL_ONLY, Sequence
+from llmos.microkernel.sequence import NOBODY, Sequence
 from llmos.microkernel.state import State
 from llmos.protocol.codec import unpack_i32, unpack_i64
 from llmos.protocol.messages import ExecutorReady
@@ -71,7 +71,7 @@ class Fold:
             tokens=unpack_i32(record.tokens),
             prompt_len=record.prompt_len,
             max_len=record.max_len,
-            params=record.params if record.params != PREFILL_ONLY else PREFILL_ONLY,
+            params=record.params,
             accepted_at=record.accepted_at,
             job=job,
             parent=record.parent,
@@ -130,8 +130,8 @@ class Fold:
                 self.ignored += 1
             else:
                 seq.tokens.append(token)
-                if seq.started_at is None:
-                    seq.started_at = seq.turn_at  # it had a row, or there would be no token; nobody knows any more since when
+                if seq.started_at is None:  # it had a row, or there would be no token; nobody knows any more since when
+                    seq.started_at = seq.turn_at
 
     def _change(self, record: AppendRecord | TurnRecord | EndRecord | ChangeRecord) -> None:
         seq = self.sequences.get(record.rid)

@@ -147,6 +147,30 @@ class Residents:
             self.holdings.release(keeper)
         return True
 
+    def yield_unread(self, tenant: Tenant | None, now: float, *, own_only: bool = False) -> bool:
+        """Take the row of the oldest sequence whose reader is behind, so that its pages can be reclaimed; False if there is none.
+
+        `tenant`: whose wish it is that pages become free; None = it is about the row.
+        """
+        for row in self.rows.order[self.rows.throttled[self.rows.order]].tolist():
+            seq = self.rows.seqs[row]
+            assert seq is not None
+            other = self.tenants.get(seq.owner)
+            may_take = tenant in (None, other) or (not own_only and other.pages > other.limits.guaranteed_pages)
+            if may_take:
+                seq.awaits_reader = True
+                self._block(seq, now)
+                seq.timeline.enter(Cause.CLIENT, now)
+                return True
+        return False
+
+    def note_read(self, seq: Sequence, now: float) -> None:
+        """Its reader got on, or it has another one or none."""
+        self.rows.read(seq)
+        if seq.awaits_reader and self.rows.may_run_on(seq):
+            seq.awaits_reader = False
+            self.wake(seq, now)
+
     def suspend(self, seq: Sequence, pages: PageFate, now: float) -> None:
         """Off the machine until `resume`. Idempotent: a suspended sequence may still be told to give its pages back."""
         if seq.state is not SeqState.SUSPENDED:

@@ -103,6 +103,10 @@ class RowTable:
             # Where nobody reads, nobody's buffers are in danger.
             self.unread[row] = seq.prompt_len + seq.acked + (UNLIMITED if seq.reader == NOBODY else self.window)
 
+    def may_run_on(self, seq: Sequence) -> bool:
+        """Is its reader near enough?"""
+        return seq.reader == NOBODY or seq.num_output < seq.acked + self.window
+
     def remaining(self, rows: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Tokens each row can compute now, and whether it then samples: 1 in decode, more in prefill, 0 with nothing to do.
 

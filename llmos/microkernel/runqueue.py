@@ -101,8 +101,11 @@ class RunQueue:
 
     def heads(self) -> Iterator[Sequence]:
         """The best waiting sequence, then the next tenants' ones: whoever can not start does not block another tenant."""
-        if self._preempted:
-            yield next(iter(self._preempted.values()))
+        owners = set()
+        for seq in self._preempted.values():
+            if seq.owner not in owners:
+                owners.add(seq.owner)
+                yield seq
         for lanes in self._lanes:
             heads = [(self._policy.tenant_rank(lane.tenant, lane.head()), lane) for lane in lanes.values()]
             for _, lane in sorted(heads, key=lambda ranked: ranked[0]):

@@ -195,7 +195,9 @@ class Scheduler:
         return count
 
     def _admit(self, budget: int, now: float) -> None:
-        while budget and self.rows.num_free and self.queue:
+        while budget and self.queue:
+            if not self.rows.num_free and not self.residents.yield_unread(None, now):
+                return
             seq = self.intake.next(now)
             if seq is None:
                 return

@@ -92,6 +92,9 @@ class Sequence:
     generating: bool = False  # a turn is under way
     wants_prefill: bool = False  # an open sequence got input that is to be computed ahead of its next turn
     waits_for: set[int] = field(default_factory=set)  # sequences that have to end before it may run
+    awaits_reader: bool = (
+        False  # others needed what it had in a row, and its reader is too far behind for it to run anyway
+    )
     heir_of: Sequence | None = None  # it was forked from this one, which still computes what both need
     heirs: list[Sequence] = field(default_factory=list)
 
@@ -140,8 +143,8 @@ class Sequence:
 
     @property
     def held_back(self) -> bool:
-        """Does it wait for other sequences?"""
-        return bool(self.waits_for) or self.heir_of is not None
+        """Does it wait for other sequences, or for its reader?"""
+        return bool(self.waits_for) or self.heir_of is not None or self.awaits_reader
 
     def append(self, tokens: array[int]) -> None:
         """More input between turns."""
@@ -164,7 +167,7 @@ class Sequence:
     def end_turn(self, num_output: int) -> None:
         """The turn is over with its first `num_output` tokens; what is still on its way does not count."""
         assert self.generating
-        self.generating = False
+        self.generating = self.awaits_reader = False
         self.deadline = None
         self.num_void = self.num_pending
         self.cut_output(num_output)

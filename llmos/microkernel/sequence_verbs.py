@@ -111,11 +111,18 @@ def spawn(state: State, sender: Sender, message: m.SeqSpawn, now: float) -> None
 @VERBS.handles(m.SeqAppend)
 def append(state: State, sender: Sender, message: m.SeqAppend, now: float) -> None:
     """More input for an open sequence at rest; it is computed ahead of the next turn."""
+    tokens = unpack_i32(message.tokens)
+    if message.expect is not None:
+        seq = state.known(message.rid, message.owner)
+        end = message.expect + len(tokens)
+        if seq.tokens[message.expect : end] == tokens:
+            state.outbox.send(sender.peer, m.SeqAppended(message.req, seq.rid, end))
+            return
+        _check_length(seq, message.expect)
     state.check_accepting()
     seq, scheduler = _at_rest(state, message.rid, message.owner, message.model)
     lane = state.lane(seq.model)
     _, executor = lane.up()
-    tokens = unpack_i32(message.tokens)
     admission.check_prompt(tokens, executor.vocab_size, field="tokens")
     pages = lane.pages_for(lane.tenants.get(seq.owner))
     admission.check_length(len(seq.tokens) + len(tokens), executor, pages, field="tokens")
@@ -130,6 +137,13 @@ def append(state: State, sender: Sender, message: m.SeqAppend, now: float) -> No
 @VERBS.handles(m.SeqContinue)
 def continue_(state: State, sender: Sender, message: m.SeqContinue, now: float) -> None:
     """An open sequence at rest begins a turn, and the sender reads."""
+    if message.expect is not None:
+        seq = state.known(message.rid, message.owner)
+        has_begun = seq.generating or (seq.end is not None and seq.num_output > 0)
+        if has_begun and seq.prompt_len == message.expect:
+            attach(state, sender, m.SeqAttach(message.req, seq.rid, message.owner), now)
+            return
+        _check_length(seq, message.expect)
     state.check_accepting()
     seq, scheduler = _at_rest(state, message.rid, message.owner, message.model)
     if not seq.tokens:
@@ -159,13 +173,14 @@ def attach(state: State, sender: Sender, message: m.SeqAttach, now: float) -> No
     """The sender reads a sequence from now on, and gets its output so far."""
     seq = state.known(message.rid, message.owner)
     if seq.generating:
-        state.read_by(seq, sender.peer)
+        state.read_by(seq, sender.peer, now)
     elif seq.end is None:
         raise WrongState(f"sequence {seq.rid} has no output yet", field="rid", rid=seq.rid)
-    params = None if seq.params is PREFILL_ONLY else seq.params
+    else:
+        seq.last_reader = sender.peer  # it may have a stop string to find in it yet
     output = pack_i32(seq.tokens[seq.prompt_len :])
     end = None if seq.generating else seq.end
-    attached = m.SeqAttached(message.req, seq.rid, seq.model, seq.prompt_len, params, output, end)
+    attached = m.SeqAttached(message.req, seq.rid, seq.model, seq.prompt_len, seq.params, output, end)
     state.outbox.send(sender.peer, attached)
 
 
@@ -174,7 +189,7 @@ def detach(state: State, sender: Sender, message: m.SeqDetach, now: float) -> No
     """The sender does not read any more; the sequence goes on. Idempotent."""
     seq = _read_by(state, message.rid, sender)
     if seq is not None:
-        state.read_by(seq, NOBODY)
+        state.read_by(seq, NOBODY, now)
 
 
 @VERBS.handles(m.SeqCancel)
@@ -208,7 +223,7 @@ def ack(state: State, sender: Sender, message: m.SeqAck, now: float) -> None:
     scheduler = state.lanes[seq.model].scheduler if seq is not None else None
     if seq is not None and scheduler is not None:
         seq.acked = max(seq.acked, min(message.upto, seq.num_output))
-        scheduler.rows.read(seq)
+        scheduler.residents.note_read(seq, now)
 
 
 def _is_known(state: State, sender: Sender, message: m.SeqSubmit | m.SeqSpawn) -> bool:
@@ -252,6 +267,12 @@ def _at_rest(state: State, rid: int, owner: str | None, model: str) -> tuple[Seq
     if seq.model != model:
         raise InvalidRequest(f"sequence {rid} is of model {seq.model!r}, not {model!r}", field="model", rid=rid)
     return seq, scheduler
+
+
+def _check_length(seq: Sequence, expect: int) -> None:
+    """What is asked for again can only be done if nothing else was done meanwhile."""
+    if len(seq.tokens) != expect:
+        raise WrongState(f"sequence {seq.rid} has {len(seq.tokens)} tokens, not {expect}", field="rid", rid=seq.rid)
 
 
 def _read_by(state: State, rid: int, sender: Sender) -> Sequence | None:

@@ -78,6 +78,10 @@ def set_tenant(state: State, name: str, limits: TenantLimits) -> None:
         _store(state, name, limits)
 
 
+def supervisor_came(state: State, sender: Sender) -> None:
+    state.supervisor = sender.peer
+
+
 def storage_came(state: State, sender: Sender) -> None:
     """Storage is remembered, and told what is being served."""
     state.storage = sender.peer
@@ -94,7 +98,7 @@ def service_report(state: State, sender: Sender, message: m.ServiceReport, now: 
 @SUPERVISOR_VERBS.handles(m.ServiceDown)
 def service_down(state: State, sender: Sender, message: m.ServiceDown, now: float) -> None:
     if message.role == "executor":
-        _executor_down(state, message.name.removeprefix("executor."), message.replaced, now)
+        _executor_down(state, message, now)
     elif message.role == "storage":
         state.storage = NOBODY
         error = Unavailable("the storage service died")
@@ -103,12 +107,22 @@ def service_down(state: State, sender: Sender, message: m.ServiceDown, now: floa
         state.relayed.clear()
 
 
-def _executor_down(state: State, model: str, replaced: bool, now: float) -> None:
+@SUPERVISOR_VERBS.handles(m.Drain)
+def drain(state: State, sender: Sender, message: m.Drain, now: float) -> None:
+    state.draining = True
+    generating = sum(
+        seq.generating and seq.state is not SeqState.SUSPENDED and not seq.held_back for seq in state.sequences.values()
+    )
+    state.outbox.send(sender.peer, m.Draining(generating, (now - state.quiet_since) * 1e3))
+
+
+def _executor_down(state: State, message: m.ServiceDown, now: float) -> None:
+    model = message.name.removeprefix("executor.")
     lane = state.lanes.get(model)
     if lane is None:
         return
-    if replaced:
-        convicted = lane.lose(now)
+    if message.replaced:
+        convicted = lane.lose(now, to_blame=not message.asked)
         if convicted is not None:
             state.finish(convicted, FinishReason.POISONED, now)
         _tell_storage(state, model, "available")

@@ -56,6 +56,7 @@ class State:
         self.jobs = JobTable()
         self.services: tuple[m.ServiceStatus, ...] = ()
         self.storage = NOBODY
+        self.supervisor = NOBODY
         self.outbox = Outbox()
         self.deadlines: list[tuple[float, int]] = []  # heap; entries that no longer hold stay until they surface
         self._idle = Expiry()  # open sequences
@@ -64,6 +65,8 @@ class State:
         self._relays = 0
         self.notes: list[Record] | None = None  # for the journal, since they were last taken; None = nobody wants them
         self.refusal: str | None = None  # why no new work is taken
+        self.draining = False  # nor any more, because the daemon will stop
+        self.quiet_since = now  # when an output ended last
         self._orphans = Expiry()  # one-shot sequences whose reader is gone
         self._requests: dict[tuple[str, str], int] = {}  # (owner, client_request_id) -> rid
         self._followers: list[tuple[Sequence, bool]] = []
@@ -121,6 +124,8 @@ class State:
         """Raise `Unavailable` while no new work is taken."""
         if self.refusal is not None:
             raise Unavailable(self.refusal)
+        if self.draining:
+            raise Unavailable("llmosd is stopping and takes no new work")
 
     # ------------------------------------------------------------ the journal
 
@@ -212,7 +217,7 @@ class State:
         if seq.is_open:
             self._idle.touch(seq.rid, now)
 
-    def read_by(self, seq: Sequence, reader: int) -> None:
+    def read_by(self, seq: Sequence, reader: int, now: float) -> None:
         """The sequence's tokens go to `reader` from now on. Whoever read it before is told, unless nobody follows: then it left itself."""
         if seq.reader not in (NOBODY, reader) and reader != NOBODY:
             self.outbox.send(seq.reader, m.SeqReplaced(seq.rid))
@@ -221,12 +226,12 @@ class State:
             seq.attended = True
             self._orphans.drop(seq.rid)
         scheduler = self.lanes[seq.model].scheduler
-        if scheduler is not None:
-            scheduler.rows.read(seq)
+        if scheduler is not None and seq.reason is None:
+            scheduler.residents.note_read(seq, now)
 
     def orphan(self, seq: Sequence, now: float) -> None:
         """The reader of a one-shot sequence died. Somebody else may go on reading for a while."""
-        self.read_by(seq, NOBODY)
+        self.read_by(seq, NOBODY, now)
         self._orphans.touch(seq.rid, now)
 
     def forget_requests(self, peer: int) -> None:
@@ -328,6 +333,7 @@ class State:
     def _tell_end(self, seq: Sequence, reason: FinishReason, now: float, num_output: int) -> None:
         seq.end = m.SeqEnd(seq.rid, int(reason), seq.usage(now, num_output))
         self.outbox.end(seq.reader, seq.end)
+        self.quiet_since = now
         seq.last_reader, seq.reader = seq.reader, NOBODY
         if not seq.is_open:
             del seq.tokens[seq.prompt_len + num_output :]

@@ -106,7 +106,8 @@ class ExecutorService:
             handshake.check_answer(message, "the microkernel")
             self._announce()
         elif isinstance(message, Error) and message.field == "hello":
-            log.info("a result came to a microkernel that does not know us yet")  # the supervisor will tell us to greet it
+            # The supervisor will tell us to greet it.
+            log.info("a result came to a microkernel that does not know us yet")
         elif isinstance(message, Error):
             raise from_code(message.code, message.message, field=message.field)
         else:

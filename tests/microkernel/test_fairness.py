@@ -13,7 +13,7 @@ from llmos.protocol.limits import UNLIMITED
 
 
 def make_world(**shape: object) -> World:
-    world = World(**shape)
+    world = World(retention_s=0.1, **shape)  # thousands of sequences: every check looks at all records
     world.start_executor()
     return world
 

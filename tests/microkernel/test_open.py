@@ -225,6 +225,28 @@ def test_what_nobody_reads_runs_on_and_what_is_read_waits_for_its_reader():
         assert world.streams[each].ids == world.streams[each].expected(20)
 
 
+@pytest.mark.parametrize("scarce", ["rows", "pages"])
+def test_a_reader_that_does_not_read_holds_up_nobody_else(scarce: str):
+    rows, pages = (1, 64) if scarce == "rows" else (4, 6)
+    world = make_world(max_rows=rows, num_pages=pages, page_size=4, window=6)
+    slow = world.submit([1, 2, 3], max_tokens=14, seed=1)
+    world.run()
+    assert len(world.streams[slow].ids) == 6
+    other = world.submit([4, 5, 6], max_tokens=16, seed=2)
+    for _ in range(4):
+        world.run()
+        world.send(GATEWAY, m.SeqAck(other, len(world.streams[other].ids)))
+    assert world.streams[other].ids == world.streams[other].expected(16)
+    assert sequence(world, slow).state is SeqState.BLOCKED
+    explained = world.ask(m.Explain(1, slow))
+    assert explained.client_ms > 0
+    assert explained.blocked_ms == 0
+    for _ in range(4):
+        world.send(GATEWAY, m.SeqAck(slow, len(world.streams[slow].ids)))
+        world.run()
+    assert world.streams[slow].ids == world.streams[slow].expected(14)
+
+
 def test_a_stop_string_that_is_found_after_the_end_still_cuts():
     world = make_world(page_size=4)
     rid = world.spawn([1, 2, 3])
