@@ -1,6 +1,6 @@
-"""Who holds which pages: page tables of sequences, counted for their tenants, within quotas and guarantees; and their host pages.
+"""Who holds which pages: page tables of sequences, counted for their tenants (payers.py), within quotas and guarantees; and their host
+pages.
 
-A page counts once, however many page tables hold it: for the tenant whose sequence took it first, as long as anybody holds it.
 Keepers are sequences without a row that still hold pages (at rest, suspended, or waiting again). Their pages are theirs only until
 somebody else needs them: the one that has kept its pages longest gives them back first, to the host if that is cheaper than to
 compute them again.
@@ -8,19 +8,18 @@ compute them again.
 Copy-on-write: a sequence that gets a row with a partly filled last page that others can read gets a copy of it, made by the plan of
 that step. While it runs it writes on in place: others that share the page since then read only what was there before.
 
-Invariants: tenant.pages = pages held that it took first; a tenant never takes a page that another one's guarantee still needs; page
-references in the pool = page tables that hold the page; a host page belongs to one sequence.
+Invariants: a tenant never takes a page that another one's guarantee still needs; page references in the pool = page tables that hold
+the page; a host page belongs to one sequence.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
-
-import numpy as np
+from collections import Counter, OrderedDict
 
 from llmos.microkernel.host_pages import HostPool
 from llmos.microkernel.pages import PagePool
+from llmos.microkernel.payers import Payers
 from llmos.microkernel.plan import Copies
 from llmos.microkernel.sequence import Sequence
 from llmos.microkernel.tenants import Tenant, TenantTable
@@ -37,7 +36,7 @@ class Holdings:
         self.last_step = 0
         self.idle = True  # no step is in flight
         self.copies = Copies()  # for the next plan
-        self._payer = np.zeros(pool.num_pages, np.int32)  # index of the tenant that a used page counts for
+        self._payers = Payers(pool.num_pages, tenants)
         self._keepers: OrderedDict[int, Sequence] = OrderedDict()
 
     def pages_for(self, num_tokens: int) -> int:
@@ -50,18 +49,14 @@ class Holdings:
     def extend(self, seq: Sequence, tenant: Tenant, count: int) -> list[int]:
         """Add `count` new pages to a page table; the caller has checked that they are there."""
         pages = self.pool.grant(count)
-        for page in pages:
-            self._payer[page] = tenant.index
+        self._payers.take(pages, tenant)
         seq.page_table.extend(pages)
-        tenant.pages += count
         return pages
 
     def share(self, seq: Sequence, tenant: Tenant, pages: list[int]) -> None:
         """Begin a page table with pages of the prefix cache."""
         for page in pages:
-            if not self.pool.refs[page]:
-                self._payer[page] = tenant.index
-                tenant.pages += 1
+            (self._payers.share if self.pool.refs[page] else self._payers.take)((page,), tenant)
             self.pool.share(page)
         seq.page_table.extend(pages)
 
@@ -71,6 +66,7 @@ class Holdings:
         assert not child.host_pages
         child.page_table = parent.page_table[: self.pages_for(num_tokens)]
         self.pool.share_used(child.page_table)
+        self._payers.fork(child.page_table, self.tenants.get(child.owner))
         child.kept_tokens = num_tokens
         if child.page_table:
             self.keep(child)
@@ -90,10 +86,9 @@ class Holdings:
         """Replace that page by a copy; the caller has checked that a page is there."""
         source = seq.page_table[place]
         [target] = self.pool.grant(1)
-        self._payer[target] = tenant.index
-        tenant.pages += 1
+        self._payers.take((target,), tenant)
         self.copies.copy(source, target)
-        self._let_go(array("i", [source]), self.last_step + 1)
+        self._let_go(seq, array("i", [source]), self.last_step + 1)
         seq.page_table[place] = target
 
     def swap_out(self, seq: Sequence) -> None:
@@ -124,7 +119,7 @@ class Holdings:
     def trim(self, seq: Sequence, num_tokens: int) -> None:
         """Give back the pages behind the first `num_tokens` tokens."""
         kept = self.pages_for(num_tokens)
-        self._let_go(seq.page_table[kept:], self._last_use)
+        self._let_go(seq, seq.page_table[kept:], self._last_use)
         del seq.page_table[kept:]
         if self.idle:
             self.pool.complete(self.last_step)
@@ -152,26 +147,27 @@ class Holdings:
 
     def _release(self, seq: Sequence, after_step: int) -> None:
         self._keepers.pop(seq.rid, None)
-        self._let_go(seq.page_table, after_step)
+        self._let_go(seq, seq.page_table, after_step)
         seq.page_table = array("i")
 
-    def _let_go(self, pages: array[int], after_step: int) -> None:
+    def _let_go(self, seq: Sequence, pages: array[int], after_step: int) -> None:
+        self._payers.leave(pages, self.tenants.get(seq.owner), self.pool.refs)
         freed = self.pool.release(pages, after_step)
-        if not freed:
-            return
-        for index, count in enumerate(np.bincount(self._payer[freed]).tolist()):
-            self.tenants.all[index].pages -= count
+        if freed:
+            self._payers.free(freed)
 
     def check(self, live: list[Sequence]) -> None:
         """Assert the invariants, given all live sequences; O(pages + page tables)."""
         self.pool.check()
         held = [0] * self.pool.num_pages
+        holders: dict[int, Counter[int]] = {}
         for seq in live:
+            index = self.tenants.get(seq.owner).index
             for page in seq.page_table:
                 held[page] += 1
+                holders.setdefault(page, Counter())[index] += 1
         assert self.pool.refs.tolist() == held
-        used = np.bincount(self._payer[self.pool.refs > 0], minlength=len(self.tenants.all)).tolist()
-        assert used == [tenant.pages for tenant in self.tenants.all]
+        self._payers.check(holders)
         without_row = {seq.rid for seq in live if seq.row < 0 and seq.page_table}
         assert without_row == set(self._keepers)
         self.host.check([page for seq in live for page in seq.host_pages])

@@ -82,6 +82,8 @@ class Residents:
     def end_turn(self, seq: Sequence, num_output: int, now: float, *, drop: bool = False) -> None:
         """An open sequence stops generating with its first `num_output` tokens. `drop`: what its pages hold is not to be trusted."""
         self._block(seq, now)
+        if seq.awaits_reader:
+            self._stop_awaiting(seq, now)
         seq.end_turn(num_output)
         self.forget_cut(seq, drop=drop)
 
@@ -155,12 +157,13 @@ class Residents:
         for row in self.rows.order[self.rows.throttled[self.rows.order]].tolist():
             seq = self.rows.seqs[row]
             assert seq is not None
+            if self.rows.pending[row] or self.rows.may_run_on(seq):
+                continue  # not all that its reader has to read is there yet
             other = self.tenants.get(seq.owner)
             may_take = tenant in (None, other) or (not own_only and other.pages > other.limits.guaranteed_pages)
             if may_take:
                 seq.awaits_reader = True
                 self._block(seq, now)
-                seq.timeline.enter(Cause.CLIENT, now)
                 return True
         return False
 
@@ -168,8 +171,13 @@ class Residents:
         """Its reader got on, or it has another one or none."""
         self.rows.read(seq)
         if seq.awaits_reader and self.rows.may_run_on(seq):
-            seq.awaits_reader = False
+            self._stop_awaiting(seq, now)
             self.wake(seq, now)
+
+    def _stop_awaiting(self, seq: Sequence, now: float) -> None:
+        seq.awaits_reader = False
+        if seq.state is SeqState.BLOCKED:
+            seq.timeline.enter(Cause.BLOCKED, now)
 
     def suspend(self, seq: Sequence, pages: PageFate, now: float) -> None:
         """Off the machine until `resume`. Idempotent: a suspended sequence may still be told to give its pages back."""

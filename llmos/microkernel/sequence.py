@@ -129,7 +129,8 @@ class Sequence:
     def move(self, state: SeqState, now: float) -> None:
         assert state in TRANSITIONS[self.state], f"sequence {self.rid}: {self.state.name} -> {state.name}"
         self.state = state
-        self.timeline.enter(_CAUSE_OF[state], now)
+        waits_for_client = state is SeqState.BLOCKED and self.awaits_reader
+        self.timeline.enter(Cause.CLIENT if waits_for_client else _CAUSE_OF[state], now)
 
     @property
     def num_output(self) -> int:
@@ -167,7 +168,7 @@ class Sequence:
     def end_turn(self, num_output: int) -> None:
         """The turn is over with its first `num_output` tokens; what is still on its way does not count."""
         assert self.generating
-        self.generating = self.awaits_reader = False
+        self.generating = False
         self.deadline = None
         self.num_void = self.num_pending
         self.cut_output(num_output)

@@ -1,0 +1,84 @@
+"""Which tenant a held page counts for.
+
+A page counts once, however many page tables hold it: for the tenant whose sequence took it first; when that tenant lets go of it, for the
+one that has shared it longest. Only where tenants find each other's pages in the prefix cache can a page have holders of several
+tenants; those that it does not count for are its guests.
+
+Invariants: tenant.pages = held pages that count for it; a page counts for a tenant that holds it; `_guests[page]` = references by
+sequences of other tenants than that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmos.microkernel.tenants import Tenant, TenantTable
+
+
+class Payers:
+    """Costs nothing more than an array as long as no page has guests. Tenants by their index in the table."""
+
+    def __init__(self, num_pages: int, tenants: TenantTable) -> None:
+        self._tenants = tenants
+        self._payer = np.zeros(num_pages, np.int32)
+        self._guests: dict[int, dict[int, int]] = {}
+
+    def take(self, pages: Iterable[int], tenant: Tenant) -> None:
+        """These were held by nobody, and are by this tenant now."""
+        for page in pages:
+            self._payer[page] = tenant.index
+            tenant.pages += 1
+
+    def share(self, pages: Iterable[int], tenant: Tenant) -> None:
+        """These are held, and one more page table of this tenant holds them."""
+        for page in pages:
+            if self._payer[page] != tenant.index:
+                guests = self._guests.setdefault(page, {})
+                guests[tenant.index] = guests.get(tenant.index, 0) + 1
+
+    def fork(self, pages: Iterable[int], tenant: Tenant) -> None:
+        """As `share`, of pages that a page table of this tenant holds already."""
+        if self._guests:
+            self.share(pages, tenant)
+
+    def leave(self, pages: Iterable[int], tenant: Tenant, refs: NDArray[np.int32]) -> None:
+        """A page table of this tenant is about to let go of them. `refs`: references so far."""
+        if not self._guests:
+            return
+        for page in pages:
+            guests = self._guests.get(page)
+            if guests is None:
+                continue
+            if self._payer[page] != tenant.index:
+                guests[tenant.index] -= 1
+                if not guests[tenant.index]:
+                    del guests[tenant.index]
+            elif int(refs[page]) - sum(guests.values()) == 1:  # its last one: the next pays
+                heir = next(iter(guests))
+                self._payer[page] = heir
+                tenant.pages -= 1
+                self._tenants.all[heir].pages += 1
+                del guests[heir]
+            if not guests:
+                del self._guests[page]
+
+    def free(self, pages: list[int]) -> None:
+        """Nobody holds these any more."""
+        for index, count in enumerate(np.bincount(self._payer[pages]).tolist()):
+            self._tenants.all[index].pages -= count
+
+    def check(self, holders: dict[int, Counter[int]]) -> None:
+        """Assert the invariants. `holders`: for each held page, references by tenant."""
+        use = Counter(int(self._payer[page]) for page in holders)
+        for tenant in self._tenants.all:
+            assert tenant.pages == use[tenant.index], f"{tenant.name}: {tenant.pages} pages, holds {use[tenant.index]}"
+        for page, owners in holders.items():
+            payer = int(self._payer[page])
+            assert owners[payer], f"page {page} counts for a tenant that does not hold it"
+            others = {index: count for index, count in owners.items() if index != payer}
+            assert others == self._guests.get(page, {}), f"page {page} has other guests"
+        assert self._guests.keys() <= holders.keys()
