@@ -45,6 +45,13 @@ class DaemonConfig:
     stop_timeout_s: float = key(
         10.0, "Grace time of each process between the request to stop and SIGKILL.", unit="seconds", low=0, high=3600
     )
+    drain_s: float = key(
+        10.0,
+        "How long what runs may go on after the first request to stop, while nothing new is taken; the rest goes on at the next start.",
+        unit="seconds",
+        low=0,
+        high=86_400,
+    )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import shlex
 import sys
 import time
@@ -22,6 +23,7 @@ from llmos.log import setup_logging
 from llmos.ports.endpoint import RunDir, default_run_dir
 from llmos.supervisor.check import check_models
 from llmos.supervisor.lock import AlreadyRunning, RunLock
+from llmos.supervisor.notify import Notifier
 from llmos.supervisor.plan import Stages, make_plan
 from llmos.supervisor.signals import StopSignals
 from llmos.supervisor.supervisor import EXIT_CONFIG, StartFailed, StopRequested, Supervisor
@@ -60,26 +62,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_daemon(config: Config, stages: Stages, run_dir: RunDir) -> int:
     """Serve until a stop signal; whatever happens, no child, socket or lock is left."""
     started = time.monotonic()
-    with StopSignals() as signals:
+    exit_code, last_word = 0, "stopped"
+    with StopSignals() as signals, contextlib.closing(Notifier(os.environ)) as notifier:
         _check_usable(run_dir)
         run_dir.create()
         with RunLock(run_dir):
             run_dir.remove_sockets()
-            supervisor = Supervisor(stages, run_dir, config.daemon, signals)
+            supervisor = Supervisor(stages, run_dir, config.daemon, signals, notifier)
             try:
                 supervisor.start()
                 _say(_serving_line(config, run_dir, time.monotonic() - started))
                 supervisor.serve()
-                log.info("asked to stop; once more stops at once")
+                log.info("asked to stop; a second signal does not wait for what runs, a further one kills at once")
+                supervisor.drain()
+                log.info("stopping")
             except StopRequested:
                 log.info("asked to stop before it served")
             except StartFailed as error:
-                _complain(str(error))
-                return error.exit_code
+                exit_code, last_word = error.exit_code, str(error)
+                _complain(last_word)
             finally:
                 supervisor.stop()
                 run_dir.remove_sockets()
-    return 0
+        notifier.status(last_word)
+    return exit_code
 
 
 def _check_usable(run_dir: RunDir) -> None:

@@ -17,6 +17,7 @@ class Action(Enum):
     """What the supervisor does about an exit."""
 
     EXPECTED = "expected"  # it was asked to stop
+    RENEW = "renew"  # it was asked to stop so that another one takes its place
     ABORT_START = "abort_start"  # the daemon can not start: stop everything, say why
     RESTART = "restart"
     GIVE_UP = "give_up"  # log it, tell the microkernel, keep running without it
@@ -39,12 +40,18 @@ class RestartPolicy:
 
 
 def on_exit(
-    state: ServiceState, policy: RestartPolicy, deaths_in_a_row: int, *, starting_up: bool, hopeless: bool
+    state: ServiceState,
+    policy: RestartPolicy,
+    deaths_in_a_row: int,
+    *,
+    starting_up: bool,
+    hopeless: bool,
+    renewing: bool = False,
 ) -> Action:
     """The answer to the exit of a process in `state`. `deaths_in_a_row` counts this one; `starting_up` until the daemon as a whole
-    serves; `hopeless`: the process said that what it was configured with can not work."""
+    serves; `hopeless`: the process said that what it was configured with can not work; `renewing`: another one was wanted."""
     if state is ServiceState.STOPPING:
-        return Action.EXPECTED
+        return Action.RENEW if renewing else Action.EXPECTED
     if starting_up:
         return Action.ABORT_START
     return Action.GIVE_UP if hopeless or deaths_in_a_row > policy.most_in_a_row else Action.RESTART

@@ -32,7 +32,8 @@ class Service:
         self.detail = ""
         self.restarts = 0
         self.started_at = 0.0
-        self.stop_by = 0.0
+        self.stop_by = 0.0  # in STOPPING
+        self.renewing = False  # in STOPPING: another process is to take its place
         self.ready_at: float | None = None  # of this process
         self.beat_at = 0.0  # when its work loop last gave a sign of life
         self.deaths_in_a_row = 0
@@ -53,7 +54,7 @@ class Service:
         self.process = spawn(self.spec.command, dict(self.spec.environment))
         self.pidfd = os.pidfd_open(self.process.pid)
         self.started_at, self.peer, self.failure, self.detail = now, None, None, "starting"
-        self.ready_at = None
+        self.ready_at, self.renewing = None, False
 
     def ready(self, detail: str, now: float) -> None:
         self._move(ServiceState.RUNNING)
@@ -71,6 +72,10 @@ class Service:
         """After `reap(BACKOFF)`."""
         self.restart_at = restart_at
         self.restarts += 1
+
+    def forgive(self) -> None:
+        """Somebody wants it to be started again, whatever happened before."""
+        self.deaths_in_a_row = 0
 
     def give_up_restart(self) -> None:
         """The daemon stops: nothing is started any more."""

@@ -4,7 +4,7 @@
                  |  |  ^        |  |
                  |  |  +-BACKOFF<--+   (dead, waits to be started again: policy.py)
                  |  +--> STOPPING
-                 +-----> FATAL <---+   (dead and stays dead)
+                 +-----> FATAL <---+   (dead, and stays dead unless somebody asks for it: then STARTING again)
 
 A pid exists in STARTING, RUNNING and STOPPING, and only there. STARTING ends by ServiceReady, RUNNING by the exit of
 the process.
@@ -21,7 +21,7 @@ TRANSITIONS: dict[ServiceState, frozenset[ServiceState]] = {
     _S.RUNNING: frozenset({_S.STOPPING, _S.BACKOFF, _S.FATAL}),
     _S.BACKOFF: frozenset({_S.STARTING, _S.STOPPED, _S.FATAL}),
     _S.STOPPING: frozenset({_S.STOPPED}),
-    _S.FATAL: frozenset(),
+    _S.FATAL: frozenset({_S.STARTING}),
 }
 HAS_PROCESS = frozenset({_S.STARTING, _S.RUNNING, _S.STOPPING})
 

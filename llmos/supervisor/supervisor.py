@@ -20,8 +20,10 @@ from llmos.ports.endpoint import RunDir
 from llmos.ports.sync import Listener
 from llmos.protocol.codec import Schema
 from llmos.protocol.messages import (
+    Draining,
     Heartbeat,
     KernelRestarted,
+    RestartService,
     ServiceDown,
     ServiceFailed,
     ServiceReady,
@@ -29,7 +31,9 @@ from llmos.protocol.messages import (
     Stop,
     ToSupervisor,
 )
+from llmos.supervisor.drain import Drain
 from llmos.supervisor.kernel_link import KernelLink
+from llmos.supervisor.notify import Notifier, status_line
 from llmos.supervisor.plan import Stages
 from llmos.supervisor.policy import Action, RestartPolicy, on_exit
 from llmos.supervisor.service import Service
@@ -38,12 +42,14 @@ from llmos.supervisor.signals import StopSignals
 EXIT_CONFIG = 72  # also what a child exits with after a typed error
 _STATE_AFTER = {
     Action.EXPECTED: ServiceState.STOPPED,
+    Action.RENEW: ServiceState.STOPPED,
     Action.ABORT_START: ServiceState.FATAL,
     Action.RESTART: ServiceState.BACKOFF,
     Action.GIVE_UP: ServiceState.FATAL,
 }
 _ROLES = frozenset({"microkernel", "executor", "tokenizer", "storage", "gateway"})
 _IDLE_TURN_S = 1.0  # also how often uptimes are reported
+_DRAIN_TURN_S = 0.1
 _OPENING_TURN_S = 0.02  # while the microkernel has not answered our hello
 log = logging.getLogger(__name__)
 
@@ -63,19 +69,24 @@ class StopRequested(Exception):
 class Supervisor:
     """Owner of all children. Use: `start()`, `serve()`, and in any case `stop()`."""
 
-    def __init__(self, stages: Stages, run_dir: RunDir, limits: DaemonConfig, signals: StopSignals) -> None:
+    def __init__(
+        self, stages: Stages, run_dir: RunDir, limits: DaemonConfig, signals: StopSignals, notifier: Notifier
+    ) -> None:
         self._limits = limits
         self._signals = signals
+        self._notifier = notifier
+        self._doing = "starting"
         self._stages = [[Service(spec) for spec in stage] for stage in stages]
         self.services = {service.name: service for stage in self._stages for service in stage}
         schema: Schema[Any] = Schema(ToSupervisor)
         self._listener: Listener[Any] = Listener(run_dir, "supervisor", schema, _ROLES)
-        self._link = KernelLink(run_dir)
         self._policy = RestartPolicy()
         self._starting = True
+        self._drain: Drain | None = None
         self._changed = False
         self._next_report = 0.0
         self._poller = zmq.Poller()
+        self._link = KernelLink(run_dir, self._poller)
         self._poller.register(self._listener.socket, zmq.POLLIN)
         self._poller.register(signals.fd, zmq.POLLIN)
 
@@ -91,25 +102,45 @@ class Supervisor:
                 for service in stage:
                     self._check_start(service)
         self._starting = False
+        self._do("serving")
+        self._notifier.ready()
 
     def serve(self) -> None:
         """Watch the children until a stop signal comes."""
         while not self._signals.count:
-            self._turn(self._time_to_restart())
-            self._restart_due()
-            self._kill_silent()
+            self._keep_up(_IDLE_TURN_S)
+
+    def drain(self) -> None:
+        """Let what runs end: no new work, and at most `drain_s`. A second stop signal skips it. Deaths are mended meanwhile."""
+        drain = self._drain = Drain(self._limits.drain_s, time.monotonic())
+        microkernel = next(service for service in self.services.values() if service.spec.role == "microkernel")
+        while self._signals.count < 2 and microkernel.state is not ServiceState.FATAL:
+            now = time.monotonic()
+            if not (left := drain.time_left(now)):
+                break
+            if (word := drain.word(now)) is not None:
+                log.info("draining: %s, %.0f s left", word, left)
+                self._do(f"draining, {word};")
+            self._link.drain()
+            self._keep_up(min(_DRAIN_TURN_S, left))
+        if drain.running:
+            log.info("%d not ended; the journal keeps what it holds for the next start", drain.running)
 
     def stop(self) -> None:
         """Stop all children, last started first; a further stop signal kills them at once."""
         self._starting = False
+        self._notifier.stopping()
+        self._do("stopping")
         signals_before = self._signals.count
         for service in self.services.values():
+            service.renewing = False
             if service.state is ServiceState.BACKOFF:
                 service.give_up_restart()
         for stage in reversed(self._stages):
             alive = [service for service in stage if service.process]
             for service in alive:
-                self._ask_to_stop(service)
+                if service.state is not ServiceState.STOPPING:
+                    self._ask_to_stop(service)
             while alive := [service for service in alive if service.process]:
                 now = time.monotonic()
                 for service in alive:
@@ -127,9 +158,15 @@ class Supervisor:
         log.info("%s started, pid %d", service.name, service.pid)
         self._changed = True
 
-    def _time_to_restart(self) -> float:
-        due = [service.restart_at for service in self.services.values() if service.state is ServiceState.BACKOFF]
-        return max(0.0, min([_IDLE_TURN_S, *(moment - time.monotonic() for moment in due)]))
+    def _keep_up(self, timeout_s: float) -> None:
+        """One turn of a daemon that serves."""
+        services = self.services.values()
+        due = [service.restart_at for service in services if service.state is ServiceState.BACKOFF]
+        due += [service.stop_by for service in services if service.state is ServiceState.STOPPING]
+        now = time.monotonic()
+        self._turn(max(0.0, min([timeout_s, *(moment - now for moment in due)])))
+        self._restart_due()
+        self._kill_silent()
 
     def _restart_due(self) -> None:
         now = time.monotonic()
@@ -147,10 +184,30 @@ class Supervisor:
             elif service.state is ServiceState.STARTING and now - service.started_at > self._limits.start_timeout_s:
                 log.error("%s (pid %d) is not ready after %g s: killing it", service.name, service.pid,
                           self._limits.start_timeout_s)  # fmt: skip
+            elif service.state is ServiceState.STOPPING and now >= service.stop_by:
+                log.warning("%s does not stop: killing it", service.name)
             else:
                 continue
             service.kill_group()
             service.beat_at = service.started_at = now  # once: its death comes through the pidfd
+            service.stop_by = now + 1.0
+
+    def _renew(self, name: str) -> None:
+        """Somebody wants this service's process to be another one."""
+        service = self.services.get(name)
+        if service is None or self._doing == "stopping":
+            log.warning("can not start %s again: %s", name, "no such service" if service is None else "stopping")
+            return
+        log.info("%s: asked to start it again", name)
+        service.forgive()
+        if service.state in (ServiceState.STARTING, ServiceState.RUNNING):
+            service.renewing = True
+            self._ask_to_stop(service)
+        elif service.state is ServiceState.BACKOFF:
+            service.restart_at = time.monotonic()
+        elif service.state is ServiceState.FATAL:
+            service.restarts += 1
+            self._spawn(service)
 
     def _ask_to_stop(self, service: Service) -> None:
         if service.peer is not None:
@@ -172,14 +229,15 @@ class Supervisor:
     def _turn(self, timeout_s: float) -> None:
         """One round of the loop: wait, then serve whatever came. Messages go before deaths: they are older."""
         limit = _OPENING_TURN_S if self._link.opening else _IDLE_TURN_S
-        self._poller.poll(int(min(timeout_s, limit) * 1000) + 1)
+        self._poller.poll(int(min(timeout_s, limit, self._notifier.interval_s / 2) * 1000) + 1)
+        self._notifier.beat(time.monotonic())
         self._signals.drain()
         while (received := self._listener.receive()) is not None:
             self._on_message(*received)
         for service in self.services.values():
             if service.has_exited():
                 self._on_exit(service)
-        self._tell_microkernel()
+        self._report()
 
     def _on_message(self, peer: Peer, message: Any) -> None:
         service = self.services.get(peer.name)
@@ -208,10 +266,18 @@ class Supervisor:
 
     def _on_exit(self, service: Service) -> None:
         now, pid = time.monotonic(), service.pid
-        service.count_death(self._policy.stable_s, now)
+        if service.state is not ServiceState.STOPPING:
+            service.count_death(self._policy.stable_s, now)
         hopeless = service.failure is not None and _exit_code(service.failure) == EXIT_CONFIG
         deaths = service.deaths_in_a_row
-        action = on_exit(service.state, self._policy, deaths, starting_up=self._starting, hopeless=hopeless)
+        action = on_exit(
+            service.state,
+            self._policy,
+            deaths,
+            starting_up=self._starting,
+            hopeless=hopeless,
+            renewing=service.renewing,
+        )
         self._poller.unregister(service.pidfd)
         if service.peer is not None:
             self._listener.core.forget(service.peer)
@@ -219,8 +285,14 @@ class Supervisor:
         self._changed = True
         if service.spec.role == "microkernel":
             self._link.close()
+            self._hear_of_drain(None)
         if action is Action.EXPECTED:
             log.info("%s stopped (%s)", service.name, ending)
+        elif action is Action.RENEW:
+            log.info("%s stopped (%s); starting it again", service.name, ending)
+            self._link.down(ServiceDown(service.spec.role, service.name, pid, replaced=True, asked=True))
+            service.restarts += 1
+            self._spawn(service)
         elif action is Action.ABORT_START:
             if service.failure is not None:
                 raise StartFailed(service, service.failure.message, _exit_code(service.failure))
@@ -237,12 +309,29 @@ class Supervisor:
             else:
                 log.error("%s (pid %d) is down and stays down: %s", service.name, pid, ending)
 
-    def _tell_microkernel(self) -> None:
+    def _report(self) -> None:
+        """Tell the microkernel and the service manager how the services are, if that is news."""
         now = time.monotonic()
         if self._changed or now >= self._next_report:
             self._changed, self._next_report = False, now + _IDLE_TURN_S
-            self._link.report(ServiceReport(tuple(service.status(now) for service in self.services.values())))
-        self._link.pump()
+            report = ServiceReport(tuple(service.status(now) for service in self.services.values()))
+            self._link.report(report)
+            self._notifier.status(status_line(self._doing, report.services))
+        for message in self._link.pump():
+            if isinstance(message, RestartService):
+                self._renew(message.name)
+            elif isinstance(message, Draining):
+                self._hear_of_drain(message)
+
+    def _hear_of_drain(self, message: Draining | None) -> None:
+        if self._drain is not None:
+            self._drain.heard(message)
+
+    def _do(self, what: str) -> None:
+        """Say from now on that this is what the daemon does."""
+        self._doing = what
+        self._changed = True
+        self._report()
 
 
 def _exit_code(failure: ServiceFailed) -> int:

@@ -1,7 +1,7 @@
 """A stand-in for every child of the daemon: speaks the real lifeline, behaves as its first argument says, loads nothing.
 
 Run as `python standin.py BEHAVIOUR ROLE --run-dir D --name N [...]`. The microkernel stand-in appends what the supervisor
-tells it to RUN_DIR/told.txt.
+tells it to RUN_DIR/told.txt, asks for the restart of what RUN_DIR/restart.txt names, and says that RUN_DIR/generating.txt sequences run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llmos.codes import ServiceState
 from llmos.errors import ModelError
 from llmos.ports.sync import Listener, PortSet
 from llmos.protocol.codec import Schema
-from llmos.protocol.messages import ServiceDown, ServiceReport, ToKernel
+from llmos.protocol.messages import Drain, Draining, RestartService, ServiceDown, ServiceReport, ToKernel
 from llmos.services.base import service_main
 
 BEHAVIOUR = sys.argv.pop(1)
@@ -61,16 +61,32 @@ def run(context, lifeline):
             restarts_told = lifeline.kernel_restarts
             (context.run_dir.path / f"{context.name}.regreets.txt").write_text(str(restarts_told))
         if kernel is not None:
-            write_down(kernel, context.run_dir.path / "told.txt")
+            write_down(kernel, context.run_dir.path)
+            ask(kernel, context.run_dir.path / "restart.txt")
 
 
-def write_down(kernel, path: Path):
-    with path.open("a") as file:
+def ask(kernel, path: Path):
+    supervisors = [peer for peer in kernel.core.peers.values() if peer.role == "supervisor"]
+    if supervisors and path.exists():
+        name = path.read_text()
+        path.unlink()
+        kernel.send(supervisors[0], RestartService(0, name))
+
+
+def write_down(kernel, folder: Path):
+    generating = folder / "generating.txt"
+    with (folder / "told.txt").open("a") as file:
         while (received := kernel.receive()) is not None:
             peer, message = received
             assert peer.role == "supervisor"
+            if isinstance(message, Drain):
+                running = int(generating.read_text() or 0) if generating.exists() else 0
+                kernel.send(peer, Draining(running, 300.0))
+                file.write("drain\n")
             if isinstance(message, ServiceDown):
-                file.write(f"down {message.role} {message.name} {message.pid}{' replaced' * message.replaced}\n")
+                file.write(
+                    f"down {message.role} {message.name} {message.pid}{' replaced' * message.replaced}{' asked' * message.asked}\n"
+                )
             elif isinstance(message, ServiceReport):
                 states = ",".join(f"{service.name}={ServiceState(service.state).name}" for service in message.services)
                 file.write(f"report {states}\n")

@@ -28,6 +28,7 @@ ALLOWED = {
     ("BACKOFF", "STOPPED"),
     ("BACKOFF", "FATAL"),
     ("STOPPING", "STOPPED"),
+    ("FATAL", "STARTING"),  # only if somebody asks for it
 }
 
 

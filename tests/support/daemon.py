@@ -34,7 +34,17 @@ class Daemon:
         self.config = self.home / "llmosd.toml"
         self.config.write_text(config + f'\n[storage]\nstate_dir = "{self.home}/state"\n')
         self.log_path = self.home / "log"
-        with self.log_path.open("wb") as log:
+        self._start()
+
+    def start_again(self) -> None:
+        """After it ended: on the same directories."""
+        assert self.process.poll() is not None
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._start()
+
+    def _start(self) -> None:
+        with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [Path(sys.executable).with_name("llmosd"), "--config", self.config, "--run-dir", self.run_dir],
                 stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,

@@ -58,6 +58,7 @@ from llmos.protocol.messages.control import (
     PsReply,
     RecordWrite,
     RecordWritten,
+    RestartService,
     Resume,
     SeqRow,
     ServiceStatus,
@@ -103,6 +104,8 @@ from llmos.protocol.messages.steps import (
     StepResult,
 )
 from llmos.protocol.messages.supervision import (
+    Drain,
+    Draining,
     Heartbeat,
     KernelRestarted,
     ServiceDown,
@@ -144,6 +147,7 @@ ControlVerb = (
     | Deadline
     | After
     | RecordWrite
+    | RestartService
 )
 ControlAnswer = (
     PsReply
@@ -180,6 +184,7 @@ ToKernel = (
     | StepResult
     | ServiceReport
     | ServiceDown
+    | Drain
 )
 FromKernel = (
     Welcome
@@ -195,6 +200,8 @@ FromKernel = (
     | TenantStore
     | ExecutorWelcome
     | StepPlan
+    | RestartService
+    | Draining
 )
 ToSupervisor = Hello | ServiceReady | Heartbeat | ServiceFailed
 FromSupervisor = Welcome | Error | Stop | KernelRestarted
@@ -221,6 +228,8 @@ __all__ = [
     "Decoded",
     "DecodedItem",
     "Done",
+    "Drain",
+    "Draining",
     "Encode",
     "Encoded",
     "Error",
@@ -257,6 +266,7 @@ __all__ = [
     "PsReply",
     "RecordWrite",
     "RecordWritten",
+    "RestartService",
     "Resume",
     "RowAdd",
     "RowLogprobs",

@@ -372,3 +372,11 @@ class TenantStore(Message, tag=152, frozen=True):
     """Microkernel -> storage: keep these limits."""
 
     tenant: TenantLimitsRow
+
+
+class RestartService(Message, tag=153, frozen=True):
+    """End a service's process and start another one; what runs goes on. For administrators. Client -> gateway -> microkernel, which knows
+    the names, answers `Done` (rid 0) and tells the supervisor with the same message. That it happened is seen in `StatusReply`."""
+
+    req: int
+    name: str

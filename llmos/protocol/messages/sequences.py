@@ -93,13 +93,18 @@ class SeqSpawn(Message, tag=66, frozen=True):
 
 
 class SeqAppend(Message, tag=67, frozen=True):
-    """Gateway -> microkernel: `tokens` int32[n] for an open sequence of `model` that is not generating. `owner` as in `Kill`."""
+    """Gateway -> microkernel: `tokens` int32[n] for an open sequence of `model` that is not generating. `owner` as in `Kill`.
+
+    `expect`: set if this was asked before of a microkernel that died: how long the sequence was then. If it has these tokens from there
+    on, it was done, and is not done again.
+    """
 
     req: int
     rid: int
     model: str
     tokens: bytes
     owner: str | None = None
+    expect: int | None = None
 
 
 class SeqAppended(Message, tag=68, frozen=True):
@@ -110,7 +115,7 @@ class SeqAppended(Message, tag=68, frozen=True):
 
 class SeqContinue(Message, tag=69, frozen=True):
     """Gateway -> microkernel: an open sequence of `model` generates and the sender reads. `params` as in `SeqSubmit`. The answer is
-    `SeqAttached`."""
+    `SeqAttached`. `expect`: as in `SeqAppend`; an output that began there is read, and no other is made."""
 
     req: int
     rid: int
@@ -118,6 +123,7 @@ class SeqContinue(Message, tag=69, frozen=True):
     params: SamplingParams
     deadline_ms: float | None = None
     owner: str | None = None
+    expect: int | None = None
 
 
 class SeqAttach(Message, tag=70, frozen=True):

@@ -46,9 +46,23 @@ class ServiceReport(Message, tag=124, frozen=True):
 
 class ServiceDown(Message, tag=125, frozen=True):
     """Supervisor -> microkernel: the process is dead and reaped. `role` as in its Hello; `name` e.g. executor.demo. `replaced`: another
-    one will be started in its place; what it did can wait for that. Sent again with `replaced` false if that is given up."""
+    one will be started in its place; what it did can wait for that. Sent again with `replaced` false if that is given up. `asked`: it ended
+    because it was asked to (`RestartService`), so nothing that it did is to blame."""
 
     role: str
     name: str
     pid: int
     replaced: bool = False
+    asked: bool = False
+
+
+class Drain(Message, tag=154, frozen=True):
+    """Supervisor -> microkernel: take no new work from now on, the daemon will stop. May be repeated. The answer is `Draining`."""
+
+
+class Draining(Message, tag=155, frozen=True):
+    """How many sequences generate, or would if it were their turn (not: suspended by their owner, or waiting for others), and for how long
+    no output has ended: so long its last tokens may still be on their way to a client."""
+
+    generating: int
+    quiet_ms: float
