@@ -1,47 +1,48 @@
-"""The SDK without I/O: the request table of one connection. `aio.py` moves the bytes, `sync.py` only wraps `aio.py`.
+"""The SDK without I/O: the request table of one connection. `connection.py` moves the bytes.
 
-A request is a waiter under a number that is never reused. A `Reply` waits for one message, a `Generation` for a whole
-stream; each hands what arrives to its sink, a callable that must not block. States of a generation:
+A request is a waiter under a number that is never reused. A `Reply` waits for one message, a `Generation` (generation.py) for a
+whole stream; each hands what arrives to its sink, a callable that must not block. A reader that leaves a sequence which is to go on
+puts a `Drain` in its place: what still comes is acknowledged unread, because a sequence whose reader does not read is held back.
 
-    sent -> accepted (Accepted) -> ended (Finished, Error, a gap in the offsets, or the connection's death)
-
-A reader that leaves a sequence which is to go on puts a `Drain` in its place: what still comes is acknowledged unread, because a
-sequence whose reader does not read is held back.
-
-Invariants: after the terminal item (Completion or LlmosError) the sink gets nothing more; every waiter of a dead
-connection is failed; messages for unknown numbers are dropped and counted in `stray` (the tail of a cancelled request
-is one).
+Invariants: every waiter of a dead connection is told, either that it failed or that the connection was lost under it; messages for
+unknown numbers are dropped and counted in `stray`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from llmos.client.types import Chunk, Completion
-from llmos.codes import FinishReason
-from llmos.errors import LlmosError, ProtocolError, SequenceFailed, from_code
-from llmos.protocol.messages import Accepted, Ack, Cancel, Error, Finished, Message, TokenLogprobs, Tokens, Welcome
+from llmos.errors import LlmosError, ProtocolError, Unavailable, from_code
+from llmos.protocol.messages import Ack, Error, Finished, Message, Tokens, Welcome
+
+if TYPE_CHECKING:
+    from llmos.client.generation import Generation
 
 ACK_EVERY_TOKENS = 256
-_WHY = {  # the other names speak for themselves
-    FinishReason.DEADLINE: "its deadline passed while it waited,",
-    FinishReason.DEPENDENCY: "its dependency (`after`) ended badly,",
-}
 Sink = Callable[[Any], None]
+
+
+class ConnectionLost(Unavailable):
+    """The connection broke while something was asked over it: it may have been done."""
 
 
 class Waiter(Protocol):
     """What the table needs of a request."""
 
     ended: bool
+    owned: bool  # its sequence ends with its client
 
     def deliver(self, message: Message) -> Message | None:
         """Take one message of this request; returns what to send back."""
         ...
 
     def fail(self, error: LlmosError) -> None: ...
+
+    def lose(self) -> None:
+        """The connection is gone; what was asked may have been done."""
+        ...
 
 
 W = TypeVar("W", bound=Waiter)
@@ -76,12 +77,16 @@ class ClientCore:
         """Nobody waits for `req` any more; True if somebody did."""
         return self._waiters.pop(req, None) is not None
 
+    def owned(self) -> list[int]:
+        """Requests whose sequences end with this client."""
+        return [req for req, waiter in self._waiters.items() if waiter.owned]
+
     def receive(self, message: Any) -> Message | None:
         """Route one message to its waiter; returns what to send back."""
         if isinstance(message, Welcome):
             return None  # a gateway probes idle connections with it
         if isinstance(message, Error) and message.req == 0:
-            self.fail_all(_typed(message))
+            self.fail_all(typed(message))
             return None
         waiter = self._waiters.get(message.req)
         if waiter is None:
@@ -89,18 +94,28 @@ class ClientCore:
             return None
         answer = waiter.deliver(message)
         if waiter.ended:
-            del self._waiters[message.req]
+            self._waiters.pop(message.req, None)
         return answer
 
     def fail_all(self, error: LlmosError) -> None:
-        """The connection is dead: nobody may wait for it any longer."""
-        waiters, self._waiters = self._waiters, {}
-        for waiter in waiters.values():
+        """Nobody may wait for this connection any longer."""
+        for waiter in self._take_all():
             waiter.fail(error)
+
+    def lose_all(self) -> None:
+        """The connection broke."""
+        for waiter in self._take_all():
+            waiter.lose()
+
+    def _take_all(self) -> list[Waiter]:
+        waiters, self._waiters = self._waiters, {}
+        return list(waiters.values())
 
 
 class Reply:
     """Waits for one message of type `expected`; the sink gets it, or the error."""
+
+    owned = False
 
     def __init__(self, expected: type[Message], sink: Sink) -> None:
         self.ended = False
@@ -112,7 +127,7 @@ class Reply:
         if isinstance(message, self._expected):
             self._sink(message)
         elif isinstance(message, Error):
-            self._sink(_typed(message))
+            self._sink(typed(message))
         else:
             self._sink(ProtocolError(f"expected {self._expected.__name__}, got {type(message).__name__}"))
         return None
@@ -121,90 +136,14 @@ class Reply:
         self.ended = True
         self._sink(error)
 
-
-class Generation:
-    """Waits for a stream from token `start` of an output on; the sink gets Chunks, then one Completion or LlmosError.
-
-    `rid` is None until it is accepted. `upto`: the offset of the token that comes next. `detaches`: whoever leaves it lets the
-    sequence go on; else the output ends.
-    """
-
-    def __init__(self, req: int, sink: Sink, start: int = 0, *, detaches: bool = False) -> None:
-        self.req = req
-        self.ended = False
-        self.rid: int | None = None
-        self.upto = start
-        self.detaches = detaches
-        self._model = ""
-        self._sink = sink
-        self._text: list[str] = []
-        self._ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] | None = None
-
-    def deliver(self, message: Message) -> Message | None:
-        if isinstance(message, Tokens):
-            return self._tokens(message)
-        if isinstance(message, Accepted):
-            self.rid, self._model = message.rid, message.model
-        elif isinstance(message, Finished):
-            self._finished(message)
-        elif isinstance(message, Error):
-            self.fail(_typed(message))
-        else:
-            return self._broken(f"a {type(message).__name__} does not belong to a stream")
-        return None
-
-    def fail(self, error: LlmosError) -> None:
-        self.ended = True
-        self._sink(error)
-
-    def _tokens(self, message: Tokens) -> Message | None:
-        if message.offset != self.upto:
-            return self._broken(f"gap in the stream: got offset {message.offset}, expected {self.upto}")
-        self.upto += len(message.ids)
-        self._ids.extend(message.ids)
-        self._text.append(message.text)
-        if message.logprobs is not None:
-            self._logprobs = [*(self._logprobs or ()), *message.logprobs]
-        self._sink(Chunk(message.text, message.ids, message.offset, message.logprobs, self.rid or 0))
-        return None
-
-    def _broken(self, why: str) -> Message | None:
-        self.fail(ProtocolError(why, rid=self.rid))
-        return None if self.detaches else Cancel(self.req)
-
-    def _finished(self, message: Finished) -> None:
-        try:
-            reason = FinishReason(message.reason)
-        except ValueError:
-            self.fail(ProtocolError(f"unknown finish reason {message.reason}", field="reason", rid=message.rid))
-            return
-        if reason.is_failure:
-            why = _WHY.get(reason, reason.name.lower())
-            text = f"sequence {message.rid} ended: {why} after {len(self._ids)} tokens"
-            self.fail(SequenceFailed(text, field="reason", rid=message.rid))
-            return
-        self.ended = True
-        if message.text:
-            self._text.append(message.text)
-            self._sink(Chunk(message.text, (), self.upto, None, message.rid))
-        logprobs = None if self._logprobs is None else tuple(self._logprobs)
-        self._sink(
-            Completion(
-                message.rid,
-                self._model,
-                "".join(self._text),
-                tuple(self._ids),
-                reason.name.lower(),
-                message.stop_string,
-                message.usage,
-                logprobs,
-            )
-        )
+    def lose(self) -> None:
+        self.fail(ConnectionLost("the connection to the gateway was lost"))
 
 
 class Drain:
     """Takes the place of a Generation whose reader left: acknowledges and drops what comes."""
+
+    owned = False
 
     def __init__(self, left: Generation) -> None:
         self.ended = False
@@ -218,6 +157,9 @@ class Drain:
 
     def fail(self, error: LlmosError) -> None:
         self.ended = True
+
+    def lose(self) -> None:
+        self.ended = True  # without a reader the sequence is held back by nobody
 
 
 class AckCounter:
@@ -236,5 +178,6 @@ class AckCounter:
         return self._told
 
 
-def _typed(message: Error) -> LlmosError:
+def typed(message: Error) -> LlmosError:
+    """The exception that a wire error stands for."""
     return from_code(message.code, message.message, field=message.field, rid=message.rid)

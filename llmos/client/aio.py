@@ -1,4 +1,5 @@
-"""`AsyncClient`: the SDK on asyncio. Connects when it is first used, and again after the gateway was restarted.
+"""`AsyncClient`: the SDK on asyncio. Connects when it is first used. When a connection is lost it makes a new one and goes on where it
+was: callers notice a pause.
 
     async with AsyncClient() as client:
         answer = await client.generate("Once upon a time", max_tokens=64)
@@ -12,12 +13,14 @@ What a sequence can do is in `asequence.py`.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Unpack, overload
 
-from llmos.client.asequence import AsyncSequence
+from llmos.client.asequence import AsyncSequence, unknown
+from llmos.client.link import OnOutage
 from llmos.client.options import (
     ChatLike,
     GenerateOptions,
@@ -27,14 +30,16 @@ from llmos.client.options import (
     SequenceLike,
     SpawnOptions,
 )
-from llmos.client.requests import generate_request, spawn_request, tokenize_request
+from llmos.client.output import Output
+from llmos.client.requests import generate_request, identified, spawn_request, tokenize_request
 from llmos.client.samples import draw_samples
 from llmos.client.stream import AsyncTokenStream
 from llmos.client.types import Completion, Tokenization
 from llmos.client.verbs import kill_request, tenant_set_request
-from llmos.client.wire import CONTROL, DATA, Build, Output, Wire
+from llmos.client.wire import CONTROL, DATA, RECONNECT_S, Build, Wire
 from llmos.protocol.codec import unpack_i32
 from llmos.protocol.messages import (
+    Done,
     Explained,
     Killed,
     ModelRow,
@@ -44,6 +49,7 @@ from llmos.protocol.messages import (
     PsReply,
     RecordWrite,
     RecordWritten,
+    RestartService,
     SeqRow,
     Spawned,
     StatusGet,
@@ -58,14 +64,22 @@ from llmos.protocol.messages import (
 class AsyncClient:
     """A client of one llmosd.
 
-    `model` and `timeout_s` are defaults for its calls; `timeout_s` None = generations may take for ever.
+    `model` and `timeout_s` are defaults for its calls; `timeout_s` None = generations may take for ever. `reconnect_s`: how long a lost
+    connection is waited for, 0 = not at all. `on_outage` is called with the reason when that waiting begins, and with None when it
+    is over; it must not block.
     """
 
     def __init__(
-        self, run_dir: str | Path | None = None, model: str | None = None, timeout_s: float | None = None
+        self,
+        run_dir: str | Path | None = None,
+        model: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        reconnect_s: float = RECONNECT_S,
+        on_outage: OnOutage | None = None,
     ) -> None:
         self.model = model
-        self._wire = Wire(run_dir, timeout_s)
+        self._wire = Wire(run_dir, timeout_s, reconnect_s, on_outage)
 
     @overload
     def generate(
@@ -101,7 +115,10 @@ class AsyncClient:
         Without a prompt it begins with the first `append`. Options: `model`, `nice`, `parent`, `after`, `client_request_id`, as in
         `generate`. It ends by `close`, `kill` or when nobody used it for too long.
         """
-        reply = await self._wire.call(DATA, spawn_request(prompt, self.model, options), Spawned)
+        build = identified(spawn_request(prompt, self.model, options), _new_id())
+        reply = await self._wire.call(DATA, build, Spawned)
+        lengths = self._wire.lengths
+        lengths.enter(reply.rid, lengths.change(reply.rid), reply.num_tokens)
         return AsyncSequence(self._wire, reply.rid, reply.model)
 
     def sequence(self, rid: SequenceLike) -> AsyncSequence:
@@ -125,9 +142,13 @@ class AsyncClient:
     ) -> tuple[int, ...]:
         """End one sequence, or all that match every selector given; returns the numbers of those ended.
 
-        `job`: any sequence of it. Raises `NotFound` if the sequence or job is not yours or not there.
+        `job`: any sequence of it. Raises `NotFound` if the sequence or job is not yours or not there. If the connection is lost on
+        the way, a kill by selector raises `Unavailable`: whether it was done is not known.
         """
-        reply = await self._wire.call(CONTROL, kill_request(rid, tenant, job, model), Killed)
+        build = kill_request(rid, tenant, job, model)
+        if rid is not None and tenant is None and job is None and model is None:
+            return (await self.sequence(rid)._kill(build)).rids
+        reply = await self._wire.call(CONTROL, build, Killed, unknown("sequences were killed"))
         return reply.rids
 
     async def nice(self, rid: SequenceLike, value: int) -> None:
@@ -196,6 +217,15 @@ class AsyncClient:
         """Write the flight recorder to a file beside the daemon's state, for administrators; says where."""
         return await self._wire.call(CONTROL, RecordWrite, RecordWritten)
 
+    async def restart_service(self, name: str) -> None:
+        """Let llmosd end a service's process and start another one, for administrators; what runs goes on. Returns when llmosd was told;
+        `status` shows when it is done. Raises `NotFound` with the names there are."""
+
+        async def ended() -> Done | None:
+            return Done(0, 0) if name == "gateway" else None  # its end may be faster than its answer
+
+        await self._wire.call(CONTROL, lambda req: RestartService(req, name), Done, ended)
+
     async def close(self) -> None:
         """Leave: unfinished requests of this client fail with `Unavailable`. Sequences made by `generate` are cancelled, open ones
         live on."""
@@ -210,9 +240,15 @@ class AsyncClient:
         await self.close()
 
     def _output(self, prompt: PromptLike, options: GenerateOptions) -> Output:
-        build = generate_request(prompt, self.model, options)
+        build = identified(generate_request(prompt, self.model, options), _new_id())
 
         async def prepare() -> Build:
             return build
 
-        return Output(self._wire, prepare, self._wire.limit(options.get("timeout_s")))
+        limit = self._wire.limit(options.get("timeout_s"))
+        return Output(wire=self._wire, prepare=prepare, timeout_s=limit, owned=True)
+
+
+def _new_id() -> str:
+    """What a request that brings no `client_request_id` is known by if it has to be asked for again."""
+    return f"auto-{secrets.token_hex(16)}"

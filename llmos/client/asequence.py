@@ -9,17 +9,23 @@ whoever is connected, and any number of handles may mean the same one.
 
 An open sequence (`spawn`, and the forks of one) rests between its outputs and keeps its pages; `close`, `kill` or idleness end it.
 What a verb means for the other kind, and in which states it is refused (`WrongState`), the daemon decides.
+
+When a connection is lost under a verb, it is asked again. Where that could do it twice, the sequence is looked at first: did it grow,
+did it begin, has it ended? Only `fork` can not tell.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
+from llmos.client._core import ConnectionLost
 from llmos.client.checked import checked_rid
+from llmos.client.lengths import is_possible
 from llmos.client.options import OutputOptions, PageWord, SequenceLike, TokensLike
+from llmos.client.output import Output, Probe
 from llmos.client.requests import append_request, attach_request, continue_request
 from llmos.client.stream import AsyncTokenStream
 from llmos.client.types import Completion, Ending
@@ -30,7 +36,7 @@ from llmos.client.verbs import (
     nice_request,
     suspend_request,
 )
-from llmos.client.wire import CONTROL, DATA, Build, Output, Wire
+from llmos.client.wire import CONTROL, DATA, AfterLoss, Build, Wire
 from llmos.codes import FinishReason
 from llmos.errors import LlmosError, NotFound, ProtocolError, RequestTimeout, WrongState
 from llmos.protocol.messages import (
@@ -94,13 +100,32 @@ class AsyncSequence:
 
     async def append(self, text: TokensLike) -> int:
         """More input, text or token ids, for an open sequence that is not generating; returns its new length in tokens."""
-        build = append_request(self.rid, text)
-        reply = await self._wire.call(DATA, build(await self._known_model()), Appended)
+        for_model = append_request(self.rid, text)
+        model, before = await self._model_and_length()
+        build = for_model(model)
+        change = self._wire.lengths.change(self.rid)
+
+        async def arrived() -> Appended | None:
+            length = (await self.stat()).num_tokens
+            if not is_possible(before, length, build(0).token_ids):
+                await unknown(f"sequence {self.rid} got the input: somebody else writes to it")()
+            return Appended(0, self.rid, length) if length > before else None
+
+        reply = await self._wire.call(DATA, build, Appended, arrived)
+        self._wire.lengths.enter(self.rid, change, reply.num_tokens)
         return reply.num_tokens
 
     async def fork(self, n: int = 1) -> list[AsyncSequence]:
-        """`n` copies that share its pages. Those of a generating sequence generate on, each with a seed of its own: `attach` reads."""
-        reply = await self._ask(fork_request(self.rid, n), Forked)
+        """`n` copies that share its pages. Those of a generating sequence generate on, each with a seed of its own: `attach` reads.
+
+        If the connection is lost on the way it raises `Unavailable`: whether it was done is not known.
+        """
+        lengths = self._wire.lengths
+        length = lengths.get(self.rid)
+        reply = await self._ask(fork_request(self.rid, n), Forked, unknown(f"sequence {self.rid} was forked"))
+        for rid in reply.rids:
+            if length is not None:
+                lengths.enter(rid, lengths.change(rid), length)
         return [AsyncSequence(self._wire, rid, self._model) for rid in reply.rids]
 
     async def wait(self, *, timeout_s: float | None = None) -> Ending:
@@ -149,11 +174,13 @@ class AsyncSequence:
 
     async def kill(self) -> None:
         """End it, whatever it does."""
-        await self._ask(lambda req: Kill(req, self.rid), Killed)
+        await self._kill(lambda req: Kill(req, self.rid))
 
     async def close(self) -> None:
         """End an open sequence and give its pages back; `WrongState` if it has ended already."""
-        await self._ask(lambda req: Close(req, self.rid), Done)
+        await self._ask(
+            lambda req: Close(req, self.rid), Done, self._if_ended(FinishReason.CLOSED, lambda: Done(0, self.rid))
+        )
 
     async def __aenter__(self) -> AsyncSequence:
         return self
@@ -166,11 +193,26 @@ class AsyncSequence:
 
     def _output(self, options: OutputOptions) -> Output:
         build = continue_request(self.rid, options)
+        lengths = self._wire.lengths
+        change = before = 0
 
         async def prepare() -> Build:
-            return build(await self._known_model())
+            nonlocal change, before
+            model, before = await self._model_and_length()
+            change = lengths.change(self.rid)
+            return build(model)
 
-        return Output(self._wire, prepare, self._wire.limit(options.get("timeout_s")), rid=self.rid)
+        async def again() -> Probe | None:
+            """Did it begin? Then there is an output that follows what was there before, or will be."""
+            if (await self.stat()).row.prompt_tokens != before:
+                return None
+            return Probe(attach_request(self.rid, 0), before)
+
+        def ended(completion: Completion) -> None:
+            lengths.enter(self.rid, change, completion.usage.prompt_tokens + completion.usage.output_tokens)
+
+        limit = self._wire.limit(options.get("timeout_s"))
+        return Output(wire=self._wire, prepare=prepare, timeout_s=limit, again=again, on_completion=ended, rid=self.rid)
 
     def _attached(self, offset: int, timeout_s: float | None) -> Output:
         build = attach_request(self.rid, offset)
@@ -178,18 +220,41 @@ class AsyncSequence:
         async def prepare() -> Build:
             return build
 
-        return Output(self._wire, prepare, self._wire.limit(timeout_s), rid=self.rid, start=offset, detaches=True)
+        limit = self._wire.limit(timeout_s)
+        return Output(wire=self._wire, prepare=prepare, timeout_s=limit, rid=self.rid, start=offset, detaches=True)
 
     def _same(self, _: int) -> AsyncSequence:
         return self
 
-    async def _known_model(self) -> str:
-        if self._model is None:
-            self._model = (await self.stat()).row.model
-        return self._model
+    async def _model_and_length(self) -> tuple[str, int]:
+        length = self._wire.lengths.get(self.rid)
+        if self._model is None or length is None:
+            stats = await self.stat()
+            self._model, length = stats.row.model, stats.num_tokens
+        return self._model, length
 
-    async def _ask(self, build: Build, expected: type[M]) -> M:
-        return await self._wire.call(CONTROL, build, expected)
+    async def _kill(self, build: Build) -> Killed:
+        return await self._ask(build, Killed, self._if_ended(FinishReason.KILLED, lambda: Killed(0, (self.rid,))))
+
+    def _if_ended(self, reason: FinishReason, reply: Callable[[], M]) -> AfterLoss[M]:
+        """It was done if the sequence has ended like that."""
+
+        async def look() -> M | None:
+            return reply() if (await self.stat()).reason == reason else None
+
+        return look
+
+    async def _ask(self, build: Build, expected: type[M], after_loss: AfterLoss[M] | None = None) -> M:
+        return await self._wire.call(CONTROL, build, expected, after_loss)
+
+
+def unknown(what: str) -> Callable[[], Awaitable[None]]:
+    """For what must not be done twice, and leaves no trace of its own to look for."""
+
+    async def give_up() -> None:
+        raise ConnectionLost(f"the connection to the gateway was lost: it is not known whether {what}")
+
+    return give_up
 
 
 def forgiving(error: BaseException | None) -> contextlib.suppress:

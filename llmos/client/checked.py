@@ -60,6 +60,13 @@ def checked_timeout(value: Any) -> float | None:
     return value
 
 
+def checked_patience(value: Any) -> float:
+    """How long a lost connection is waited for. 0 = not at all."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise InvalidRequest(f"reconnect_s: {value!r} is not a number of seconds, 0 or more", field="reconnect_s")
+    return value
+
+
 def checked_count(field: str, value: Any) -> int:
     """How many children or samples."""
     count = checked_int(field, value)

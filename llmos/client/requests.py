@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import msgspec
+
 from llmos.client.checked import (
     checked_after,
     checked_deadline_ms,
@@ -23,6 +25,7 @@ from llmos.protocol import limits
 from llmos.protocol.messages import Append, Attach, Continue, Generate, Message, Spawn, Tokenize
 from llmos.protocol.params import SamplingParams
 
+_LEAST_DEADLINE_MS = 0.001  # so that the daemon says in its own words that it has passed
 M = TypeVar("M", bound=Message, covariant=True)
 Build = Callable[[int], M]
 ForModel = Callable[[str], Build[M]]  # a handle may have to ask for its sequence's model first
@@ -71,6 +74,30 @@ def tokenize_request(prompt: Any, model: str | None) -> Build[Tokenize]:
         raise InvalidRequest("prompt: these are token ids already", field="prompt")
     name = _model(model)
     return lambda req: Tokenize(req, name, text, messages)
+
+
+def identified(build: Build[Generate | Spawn], request_id: str) -> Build[Generate | Spawn]:
+    """The request under an id, so that it can be asked for again; the caller's own, if he gave one."""
+
+    def build_identified(req: int) -> Generate | Spawn:
+        message = build(req)
+        given = message.client_request_id
+        return message if given is not None else msgspec.structs.replace(message, client_request_id=request_id)
+
+    return build_identified
+
+
+def aged(build: Build[Message], seconds: Callable[[], float]) -> Build[Message]:
+    """The request, asked for again so long after it was first: deadlines count from then."""
+
+    def build_aged(req: int) -> Message:
+        message = build(req)
+        deadline_ms = getattr(message, "deadline_ms", None)
+        if deadline_ms is None:
+            return message
+        return msgspec.structs.replace(message, deadline_ms=max(_LEAST_DEADLINE_MS, deadline_ms - seconds() * 1e3))
+
+    return build_aged
 
 
 def _output(options: Mapping[str, Any]) -> tuple[SamplingParams, float | None]:

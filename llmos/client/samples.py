@@ -10,6 +10,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from llmos.client._core import ConnectionLost
 from llmos.client.asequence import AsyncSequence
 from llmos.client.checked import checked_count, checked_timeout
 from llmos.client.options import OutputOptions, Placement, PromptLike, SampleOptions
@@ -41,7 +42,7 @@ async def draw_samples(client: AsyncClient, prompt: PromptLike, n: int, options:
     async def make() -> None:
         made.append(await client.spawn(prompt, **place))
         if count > 1:
-            made.extend(await made[0].fork(count - 1))
+            made.extend(await _fork(client, made[0], count - 1))
 
     making = asyncio.ensure_future(make())
     try:
@@ -50,6 +51,19 @@ async def draw_samples(client: AsyncClient, prompt: PromptLike, n: int, options:
     finally:
         await asyncio.wait([making])  # a request that is on its way may still make something
         await _close(made)
+
+
+async def _fork(client: AsyncClient, root: AsyncSequence, count: int) -> list[AsyncSequence]:
+    """Children of a sequence that only we know: if nobody can tell whether it was forked, its children are looked for."""
+    while True:
+        try:
+            return await root.fork(count)
+        except ConnectionLost:
+            job = (await root.stat()).job.job
+            others = [client.sequence(row.rid) for row in await client.ps() if row.job == job and row.rid > root.rid]
+            kids = [each for each in others if (await each.stat()).parent == root.rid]
+            if kids:
+                return kids
 
 
 def _seeded(output: OutputOptions, place: int) -> OutputOptions:

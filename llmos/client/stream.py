@@ -2,7 +2,7 @@
 
 States: open -> ended (all chunks read; `completion` is set, or the error was raised) | left (closed early). Leaving early is:
 `close`, the end of a `with` block, an exception, or nobody holding the stream any longer. It ends the output that the stream
-asked for; a stream that is only attached leaves it to go on.
+asked for; a stream that is only attached leaves it to go on. A connection that is lost and made again is no event: there is a pause.
 
 Invariant: what the event loop holds on to is the queue, never the stream, so that a dropped stream can be collected.
 """
@@ -18,58 +18,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from llmos.client._core import AckCounter, Sink
-from llmos.client.connection import Submission
+from llmos.client.output import Output, Submission
 from llmos.client.types import Chunk, Completion
-from llmos.client.wire import Output, late
-from llmos.errors import InvalidRequest, LlmosError, Unavailable
+from llmos.client.wire import late
+from llmos.errors import InvalidRequest, LlmosError
 
 if TYPE_CHECKING:
     from llmos.client.asequence import AsyncSequence
     from llmos.client.sequence import Sequence
 
 
-class _Request:
-    """The stream's request, as the event loop holds it. All methods run on the loop."""
-
-    def __init__(self) -> None:
-        self._submission: Submission | None = None
-        self._left = False
-
-    @property
-    def rid(self) -> int | None:
-        return None if self._submission is None else self._submission.rid
-
-    async def begin(self, output: Output, sink: Sink) -> None:
-        """Submit; a failure goes where the reader will find it."""
-        try:
-            self._submission = await output.submit(sink)
-        except LlmosError as error:
-            sink(error)
-        except asyncio.CancelledError:
-            sink(Unavailable("the client was closed"))
-            raise
-        if self._left:
-            self.leave()
-
-    def acknowledge(self, upto: int) -> None:
-        if self._submission is not None:
-            self._submission.acknowledge(upto)
-
-    def leave(self) -> None:
-        """Read no further, neither what was asked for nor what is about to be."""
-        self._left = True
-        if self._submission is not None:
-            self._submission.leave()
-
-
 class _Reading:
     """What both kinds of stream do with what they take from their queue."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, sink: Sink) -> None:
         self._acks = AckCounter(output.start)
         self._completion: Completion | None = None
         self._over = False
-        self._request = _Request()
+        self._submission = Submission(output, sink)
         self._rid = output.rid
         self._timeout_s = output.timeout_s
         self._deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
@@ -85,7 +51,7 @@ class _Reading:
     def rid(self) -> int | None:
         """The sequence's id as `ps` shows it; that of a new sequence is known when it is accepted, at the latest from the first
         chunk on."""
-        return self._request.rid if self._rid is None else self._rid
+        return self._submission.rid if self._rid is None else self._rid
 
     def _known_rid(self) -> int:
         if (rid := self.rid) is None:
@@ -114,11 +80,11 @@ class AsyncTokenStream(_Reading):
     """
 
     def __init__(self, output: Output, sequence: Callable[[int], AsyncSequence]) -> None:
-        super().__init__(output)
-        self._sequence = sequence
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
+        super().__init__(output, self._queue.put_nowait)
+        self._sequence = sequence
         self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._request.begin(output, self._queue.put_nowait))
+        self._submission.begin()
 
     @property
     def sequence(self) -> AsyncSequence:
@@ -145,14 +111,14 @@ class AsyncTokenStream(_Reading):
             raise StopAsyncIteration
         upto = self._acks.read(len(chunk.token_ids))
         if upto is not None:
-            self._request.acknowledge(upto)
+            self._submission.acknowledge(upto)
         return chunk
 
     async def aclose(self) -> None:
         """Leave; ends the output unless the stream is only attached to it."""
         if not self._over:
             self._over = True
-            self._request.leave()
+            self._submission.leave()
 
     async def __aenter__(self) -> AsyncTokenStream:
         return self
@@ -164,20 +130,20 @@ class AsyncTokenStream(_Reading):
 
     def __del__(self) -> None:
         # The collector may run in any thread, and before __init__ was through.
-        if hasattr(self, "_task") and not self._over:
+        if hasattr(self, "_loop") and not self._over:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._request.leave)
+                self._loop.call_soon_threadsafe(self._submission.leave)
 
 
 class TokenStream(_Reading):
     """`for chunk in stream`. One thread reads a stream at a time."""
 
     def __init__(self, output: Output, sequence: Callable[[int], Sequence], loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(output)
-        self._sequence = sequence
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        super().__init__(output, self._queue.put)
+        self._sequence = sequence
         self._loop = loop
-        self._task = asyncio.run_coroutine_threadsafe(self._request.begin(output, self._queue.put), loop)
+        loop.call_soon_threadsafe(self._submission.begin)
 
     @property
     def sequence(self) -> Sequence:
@@ -203,14 +169,14 @@ class TokenStream(_Reading):
             raise StopIteration
         upto = self._acks.read(len(chunk.token_ids))
         if upto is not None:
-            self._on_loop(self._request.acknowledge, upto)
+            self._on_loop(self._submission.acknowledge, upto)
         return chunk
 
     def close(self) -> None:
         """Leave; ends the output unless the stream is only attached to it."""
         if not self._over:
             self._over = True
-            self._on_loop(self._request.leave)
+            self._on_loop(self._submission.leave)
 
     def __enter__(self) -> TokenStream:
         return self
@@ -221,7 +187,7 @@ class TokenStream(_Reading):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_task"):
+        if hasattr(self, "_loop"):
             self.close()
 
     def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:

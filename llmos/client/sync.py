@@ -25,11 +25,13 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 
 from llmos.client.aio import AsyncClient
 from llmos.client.blocking import blocking
+from llmos.client.link import OnOutage
 from llmos.client.options import GenerateOptions, PromptLike, SequenceLike, SpawnOptions
+from llmos.client.output import Output
 from llmos.client.sequence import Sequence
 from llmos.client.stream import TokenStream
 from llmos.client.types import Completion
-from llmos.client.wire import Output
+from llmos.client.wire import RECONNECT_S
 from llmos.errors import Unavailable
 
 T = TypeVar("T")
@@ -40,13 +42,21 @@ _LEAVE_TIMEOUT_S = 2.0  # for what an interrupted call still has to say to the g
 class Client:
     """A client of one llmosd.
 
-    `model` and `timeout_s` are defaults for its calls; `timeout_s` None = generations may take for ever.
+    `model` and `timeout_s` are defaults for its calls; `timeout_s` None = generations may take for ever. `reconnect_s`: how long a lost
+    connection is waited for, 0 = not at all. `on_outage` is called with the reason when that waiting begins, and with None when it
+    is over, on the client's own thread; it must not block.
     """
 
     def __init__(
-        self, run_dir: str | Path | None = None, model: str | None = None, timeout_s: float | None = None
+        self,
+        run_dir: str | Path | None = None,
+        model: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        reconnect_s: float = RECONNECT_S,
+        on_outage: OnOutage | None = None,
     ) -> None:
-        self._inner = AsyncClient(run_dir, model, timeout_s)
+        self._inner = AsyncClient(run_dir, model, timeout_s, reconnect_s=reconnect_s, on_outage=on_outage)
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="llmos-client", daemon=True)
         thread.start()
@@ -105,6 +115,7 @@ class Client:
     tenants = blocking(AsyncClient.tenants)
     set_tenant = blocking(AsyncClient.set_tenant)
     write_record = blocking(AsyncClient.write_record)
+    restart_service = blocking(AsyncClient.restart_service)
 
     def close(self) -> None:
         """Leave: unfinished requests of this client fail with `Unavailable`. Sequences made by `generate` are cancelled, open ones

@@ -1,7 +1,9 @@
-"""What `AsyncClient` and its sequences have in common: the two connections to the gateway, and how an output is asked for.
+"""What `AsyncClient` and its sequences have in common: the two links to the gateway, and calls of one request and one reply.
 
 `DATA` carries prompts and tokens, `CONTROL` everything else (ps, kill, fork, suspend, ...), which therefore never queues behind
-tokens. Each is opened when it is first used, and again after the gateway was restarted.
+tokens. Each is opened when it is first used.
+
+A call whose connection is lost is asked again: almost everything may be asked twice. What may not says so with `after_loss`.
 """
 
 from __future__ import annotations
@@ -9,118 +11,121 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmos.client._core import AckCounter, Generation, Sink
-from llmos.client.checked import checked_timeout
-from llmos.client.connection import Connection, Submission
-from llmos.client.types import Chunk, Completion
-from llmos.errors import LlmosError, RequestTimeout, Unavailable
+from llmos.client._core import ConnectionLost
+from llmos.client.checked import checked_patience, checked_timeout
+from llmos.client.connection import Connection
+from llmos.client.lengths import Lengths
+from llmos.client.link import Link, OnOutage, Outages
+from llmos.client.patience import Patience
+from llmos.client.requests import aged
+from llmos.errors import RequestTimeout, Unavailable
 from llmos.ports.endpoint import RunDir, default_run_dir
 from llmos.protocol.messages import Message
 
 DATA, CONTROL = "client", "client-control"
+RECONNECT_S = 30.0
+FAREWELL_S = 0.3  # from the last words of a gateway that stops to its end
 _CALL_TIMEOUT_S = 30.0  # everything but outputs and waiting; the gateway itself gives up on its services earlier
 Build = Callable[[int], Message]
 M = TypeVar("M", bound=Message)
+# What to do about a call that may have been done: the reply it would have had, None to ask again, or the error.
+AfterLoss = Callable[[], Awaitable[M | None]]
 
 
 class Wire:
     """The way to one llmosd. `timeout_s`: the client's default for its calls; None = outputs may take for ever."""
 
-    def __init__(self, run_dir: str | Path | None, timeout_s: float | None) -> None:
+    def __init__(
+        self, run_dir: str | Path | None, timeout_s: float | None, reconnect_s: float, on_outage: OnOutage | None
+    ) -> None:
         self.run_dir = RunDir(run_dir if run_dir is not None else default_run_dir())
         self.timeout_s = checked_timeout(timeout_s)
-        self._connections: dict[str, Connection] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._closed = False
+        self.reconnect_s = checked_patience(reconnect_s)
+        self.lengths = Lengths()
+        self.closed = False
+        role_name = f"{os.path.basename(sys.argv[0] or 'python')[:64]}"
+        outages = Outages(self.reconnect_s, on_outage)
+        self._links = {name: Link(self.run_dir, name, role_name, outages) for name in (DATA, CONTROL)}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def limit(self, timeout_s: Any) -> float | None:
         """A call's own time limit, or the client's."""
         return self.timeout_s if timeout_s is None else checked_timeout(timeout_s)
 
-    async def call(self, socket: str, build: Build, expected: type[M]) -> M:
+    async def call(self, socket: str, build: Build, expected: type[M], after_loss: AfterLoss[M] | None = None) -> M:
         """One request, one reply, within the usual time."""
         limit = _CALL_TIMEOUT_S if self.timeout_s is None else self.timeout_s
-        return await (await self.connection(socket)).call(build, expected, limit)
+        return await self._ask(socket, build, expected, limit, after_loss)
 
     async def wait(self, socket: str, build: Build, expected: type[M], timeout_s: float | None) -> M:
         """One request whose reply may take for ever; the gateway hears of it when nobody waits any more."""
-        return await (await self.connection(socket)).call(build, expected, timeout_s, cancels=True)
+        return await self._ask(socket, build, expected, timeout_s, None, cancels=True)
 
     async def connection(self, socket: str) -> Connection:
         """The open connection to a socket, made now if there is none."""
-        async with self._locks.setdefault(socket, asyncio.Lock()):
-            if self._closed:
-                raise Unavailable("the client is closed")
-            found = self._connections.get(socket)
-            if found is None or found.closed:
-                found = Connection(self.run_dir, socket)
-                await found.open(f"{os.path.basename(sys.argv[0] or 'python')[:64]}")
-                self._connections[socket] = found
-            return found
+        return await self._links[socket].connection()
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that ends with this client at the latest."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Fail all that is unfinished with `Unavailable`. Idempotent."""
-        self._closed = True
-        for connection in self._connections.values():
-            connection.close(Unavailable("the client was closed"))
-        self._connections.clear()
-        await asyncio.sleep(0)  # let the connections' cancelled tasks end
+        self.closed = True
+        for link in self._links.values():
+            link.close(Unavailable("the client was closed"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # let the connections' own tasks end, too
 
-
-class Output:
-    """A checked request for the output of a sequence from token `start` on. Nothing is sent before `submit` or `collect`.
-
-    `rid`: the sequence, if there is one already. `prepare` makes the message (it may have to ask for something first). `detaches`:
-    leaving early lets the sequence go on; else it ends the output.
-    """
-
-    def __init__(
+    async def _ask(
         self,
-        wire: Wire,
-        prepare: Callable[[], Awaitable[Build]],
-        timeout_s: float | None,
+        socket: str,
+        build: Build,
+        expected: type[M],
+        limit: float | None,
+        after_loss: AfterLoss[M] | None,
         *,
-        rid: int | None = None,
-        start: int = 0,
-        detaches: bool = False,
-    ) -> None:
-        self.rid = rid
-        self.timeout_s = timeout_s
-        self.start = start
-        self._wire = wire
-        self._prepare = prepare
-        self._detaches = detaches
-
-    async def submit(self, sink: Sink) -> Submission:
-        """Send it, on the loop that is running; the sink gets what comes."""
-        build = await self._prepare()
-        connection = await self._wire.connection(DATA)
-        return Submission(connection, build, lambda req: Generation(req, sink, self.start, detaches=self._detaches))
-
-    async def collect(self) -> Completion:
-        """Send it and read to the end."""
-        items: asyncio.Queue[Any] = asyncio.Queue()
-        acks = AckCounter(self.start)
-        submission: Submission | None = None
+        cancels: bool = False,
+    ) -> M:
+        question, began, patience = build, time.monotonic(), Patience(self.reconnect_s)
         try:
-            async with asyncio.timeout(self.timeout_s):
-                submission = await self.submit(items.put_nowait)
-                while isinstance(item := await items.get(), Chunk):
-                    if (upto := acks.read(len(item.token_ids))) is not None:
-                        submission.acknowledge(upto)
+            async with asyncio.timeout(limit):
+                while True:
+                    connection = await self.connection(socket)
+                    patience.asked(time.monotonic())
+                    try:
+                        return await self._once(connection, question, expected, cancels)
+                    except ConnectionLost as lost:
+                        # What may take for ever (`cancels`) may be interrupted for ever, too, if there is quiet in between.
+                        pause = patience.interrupted(time.monotonic(), progressed=False, accepted=cancels)
+                        if pause is None:
+                            raise Unavailable(lost.message) from None
+                    await asyncio.sleep(pause)
+                    if after_loss is not None and (reply := await after_loss()) is not None:
+                        return reply
+                    question = aged(build, lambda: time.monotonic() - began)
         except TimeoutError:
-            raise late(self.timeout_s) from None
-        finally:
-            if submission is not None:
-                submission.leave()
-        if isinstance(item, LlmosError):
-            raise item
-        assert isinstance(item, Completion), item
-        return item
+            raise RequestTimeout(f"no answer from the gateway within {limit:g} s") from None
+
+    async def _once(self, connection: Connection, build: Build, expected: type[M], cancels: bool) -> M:
+        try:
+            return await connection.call(build, expected, cancels=cancels)
+        except Unavailable as error:
+            if isinstance(error, ConnectionLost) or self.reconnect_s <= 0 or self.closed:
+                raise
+            if await connection.ends_within(FAREWELL_S) and not self.closed:
+                raise ConnectionLost(error.message) from None
+            raise
 
 
 def late(timeout_s: float | None) -> RequestTimeout:

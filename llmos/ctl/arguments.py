@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from llmos.client.sync import Client
+from llmos.ctl.notices import OutageNotices
 
 RunDir = Annotated[
     Path | None,
@@ -132,7 +133,7 @@ def wants_json(context: typer.Context, here: bool) -> bool:
 
 def connect(context: typer.Context, here: Path | None) -> Client:
     """A client of the daemon that was meant; `--run-dir` too may stand in either place."""
-    return Client(here or context.obj["run_dir"])
+    return Client(here or context.obj["run_dir"], on_outage=OutageNotices())
 
 
 def terminal() -> Console:

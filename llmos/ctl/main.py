@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from llmos import __version__
-from llmos.ctl import commands, flight, generate, processes, sequences, tenants
+from llmos.ctl import commands, flight, generate, processes, sequences, services, systemd, tenants
 from llmos.ctl.arguments import (
     Json,
     Model,
@@ -145,6 +145,8 @@ app.add_typer(processes.app)
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(top.app)
 app.add_typer(flight.app)
+app.add_typer(services.app)
+app.add_typer(systemd.app, name="systemd")
 
 
 def main() -> None:

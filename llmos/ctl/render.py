@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -29,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """Structs and dataclasses as JSON objects with field names; states by name."""
+    """Structs and dataclasses as JSON objects with field names; states by name; null for what is not known."""
     if isinstance(value, msgspec.Struct):
         plain = {name: to_plain(getattr(value, name)) for name in value.__struct_fields__}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -37,7 +38,7 @@ def to_plain(value: Any) -> Any:
     elif isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     else:
-        return value
+        return None if isinstance(value, float) and math.isnan(value) else value
     if isinstance(value, SeqRow | Explained):
         plain["state"] = state_name(SeqState, value.state)
     elif isinstance(value, Stats):

@@ -15,7 +15,7 @@ the page; a host page belongs to one sequence.
 from __future__ import annotations
 
 from array import array
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 
 from llmos.microkernel.host_pages import HostPool
 from llmos.microkernel.pages import PagePool
@@ -160,12 +160,12 @@ class Holdings:
         """Assert the invariants, given all live sequences; O(pages + page tables)."""
         self.pool.check()
         held = [0] * self.pool.num_pages
-        holders: dict[int, Counter[int]] = {}
+        holders: dict[int, list[int]] = {}
         for seq in live:
             index = self.tenants.get(seq.owner).index
             for page in seq.page_table:
                 held[page] += 1
-                holders.setdefault(page, Counter())[index] += 1
+                holders.setdefault(page, []).append(index)
         assert self.pool.refs.tolist() == held
         self._payers.check(holders)
         without_row = {seq.rid for seq in live if seq.row < 0 and seq.page_table}

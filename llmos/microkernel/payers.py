@@ -71,14 +71,16 @@ class Payers:
         for index, count in enumerate(np.bincount(self._payer[pages]).tolist()):
             self._tenants.all[index].pages -= count
 
-    def check(self, holders: dict[int, Counter[int]]) -> None:
-        """Assert the invariants. `holders`: for each held page, references by tenant."""
-        use = Counter(int(self._payer[page]) for page in holders)
+    def check(self, holders: dict[int, list[int]]) -> None:
+        """Assert the invariants. `holders`: for each held page, the tenant of each page table that holds it."""
+        payers = self._payer.tolist()
+        use = Counter(payers[page] for page in holders)
         for tenant in self._tenants.all:
             assert tenant.pages == use[tenant.index], f"{tenant.name}: {tenant.pages} pages, holds {use[tenant.index]}"
-        for page, owners in holders.items():
-            payer = int(self._payer[page])
-            assert owners[payer], f"page {page} counts for a tenant that does not hold it"
-            others = {index: count for index, count in owners.items() if index != payer}
-            assert others == self._guests.get(page, {}), f"page {page} has other guests"
-        assert self._guests.keys() <= holders.keys()
+        guests = {}
+        for page, tenants in holders.items():
+            own = tenants.count(payers[page])
+            assert own, f"page {page} counts for a tenant that does not hold it"
+            if own < len(tenants):
+                guests[page] = Counter(index for index in tenants if index != payers[page])
+        assert guests == self._guests, "pages have other guests"

@@ -2,18 +2,15 @@
 
 Tokenize   Encode -> Encoded -> Tokenized
 Spawn      (Encode -> Encoded) -> SeqSpawn -> SeqAccepted -> Spawned
-Append     (Encode -> Encoded) -> SeqAppend -> SeqAppended -> Appended
+Append     (Encode -> Encoded) -> Stat -> Stats -> SeqAppend -> SeqAppended -> Appended
 """
 
 from __future__ import annotations
-
-import msgspec
 
 from llmos.protocol.messages import (
     Appended,
     Close,
     Encoded,
-    Message,
     ModelInfo,
     SeqAccepted,
     SeqAppend,
@@ -22,38 +19,46 @@ from llmos.protocol.messages import (
     Spawned,
     Tokenized,
 )
-from llmos.services.gateway.requests import Outbox, Request, RequestState
+from llmos.services.gateway.questions import Question
+from llmos.services.gateway.requests import Granted, Outbox, Request, RequestState
 from llmos.services.gateway.validate import check_ids
 
 
 class Exchange(Request):
-    """`question` is what the microkernel will be asked, without its tokens; None for Tokenize."""
+    """`wanted`: of the microkernel, still without its tokens; None for Tokenize. `is_durable`: the client gave a Spawn an id of its
+    own.
+    """
 
     def __init__(
-        self, number: int, client: bytes, req: int, model: str, question: SeqSpawn | SeqAppend | None = None
+        self,
+        number: int,
+        client: bytes,
+        req: int,
+        model: str,
+        wanted: SeqSpawn | SeqAppend | None = None,
+        *,
+        is_durable: bool = False,
     ) -> None:
-        super().__init__(number, client, req, model)
-        self.question = question
+        super().__init__(number, client, req, model, None if wanted is None else Question(wanted))
+        self._is_durable = is_durable
         self._num_tokens = 0
 
     def encoded(self, message: Encoded, info: ModelInfo, now: float, out: Outbox) -> None:
-        question = self.question
+        question = self._question
         if question is None:
             self._reply(Tokenized(self.req, self.model, message.token_ids, message.pieces), out)
             self._move(RequestState.ENDED)
             return
-        ids = check_ids(message.token_ids, info, may_be_empty=isinstance(question, SeqSpawn))
+        is_spawn = isinstance(question.wanted, SeqSpawn)
+        ids = check_ids(message.token_ids, info, may_be_empty=is_spawn)
         self._num_tokens = len(ids)
-        if isinstance(question, SeqSpawn):
-            self._ask(msgspec.structs.replace(question, prompt=message.token_ids), out)
-        else:
-            self._ask(msgspec.structs.replace(question, tokens=message.token_ids), out)
+        question.complete(**{"prompt" if is_spawn else "tokens": message.token_ids})
+        self._submit(len(message.token_ids), now, out)
 
-    def answered(self, message: Message, out: Outbox) -> None:
+    def _granted(self, message: Granted, now: float, out: Outbox) -> None:
         is_orphan = self.state is RequestState.ORPHANED
         if isinstance(message, SeqAccepted) and is_orphan:
-            assert isinstance(self.question, SeqSpawn)
-            if self.question.client_request_id is None:  # else it can be found again
+            if not self._is_durable:  # else it can be found again
                 out.kernel.append(Close(self.number, message.rid))
         elif isinstance(message, SeqAccepted):
             self._reply(Spawned(self.req, message.rid, self.model, self._num_tokens), out)

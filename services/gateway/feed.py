@@ -3,15 +3,19 @@
     microkernel -> received        waiting here -> at the tokenizer -> delivered -> client
                    (no gap, once)  (pieces, in order; at most AT_ONCE tokens are at the tokenizer)
 
-A client that attached at offset `first` has everything below it. Text is a fold over all tokens, so those below go through the
-tokenizer too; but no piece crosses `first`, so what comes back belongs to one side of it.
+States: closed (no tokenizer has anything of it) -> open -> closed (that tokenizer is gone) -> open ... Text is a fold over all
+tokens, so every tokenizer gets all of them from the first on; what the client has already goes through unseen. No piece crosses
+the offset up to which it has them, so what comes back belongs to one side of it.
 
-Invariants: offsets have no gap and every token passes once; pieces come back in the order in which they were given.
+Invariants: offsets have no gap, every token is shown once, and a token that comes twice is the same one; pieces come back in the
+order in which they were given. All ids are kept: a sequence's output is bounded, and somebody has to know them.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmos.errors import ProtocolError
@@ -36,39 +40,77 @@ class Piece:
 
 
 class Feed:
-    """`stream` is the number at the tokenizer."""
+    """`stream` is the number at the tokenizer, `first`: the client has everything below from elsewhere."""
 
     def __init__(self, stream: int, first: int = 0) -> None:
-        self.received = 0
-        self.delivered = 0
+        self.first = first
+        self.delivered = 0  # what the tokenizer that is there now has answered
+        self._shown = first  # the client has everything below
         self._stream = stream
-        self._first = first
-        self._waiting: deque[Piece] = deque()
+        self._ids = array("i")
+        self._logprobs: dict[int, TokenLogprobs] = {}  # of tokens that were not shown yet, by offset
+        self._is_open = False
+        self._given = 0  # what the tokenizer that is there now was given
+        self._target = 0  # what was known when it was opened
         self._decoding: deque[Piece] = deque()
         self._num_decoding = 0
         self._is_complete = False
         self._is_flushed = False
 
+    @property
+    def received(self) -> int:
+        return len(self._ids)
+
+    @property
+    def sent(self) -> int:
+        """The client has these, from here or from elsewhere."""
+        return min(self._shown, len(self._ids))
+
+    @property
+    def is_behind(self) -> bool:
+        """The tokenizer has not come yet to where it should have been when it was opened."""
+        return self._is_open and self.delivered < self._target
+
+    @property
+    def is_unanswered(self) -> bool:
+        """The tokenizer owes an answer."""
+        return self._is_open and bool(self._decoding or self._is_flushed)
+
+    # ------------------------------------------------------------ from the microkernel
+
     def push(
-        self, offset: int, ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] | None, out: list[DecodeItem]
+        self, offset: int, ids: Sequence[int], logprobs: tuple[TokenLogprobs, ...] | None, out: list[DecodeItem]
     ) -> None:
-        """New output. What was seen before is dropped; raises `ProtocolError` at a gap."""
-        if offset > self.received:
-            raise ProtocolError(f"got tokens at {offset}, expected {self.received}")
-        end = offset + len(ids)
-        while self.received < end:
-            upto = min(end, self.received + AT_ONCE)
-            if self.received < self._first < upto:
-                upto = self._first
-            part = slice(self.received - offset, upto - offset)
-            self._waiting.append(Piece(self.received, ids[part], None if logprobs is None else logprobs[part]))
-            self.received = upto
+        """New output. What was seen before is dropped; raises `ProtocolError` at a gap, or if it is not what was seen before."""
+        known = len(self._ids) - offset
+        if known < 0:
+            raise ProtocolError(f"got tokens at {offset}, expected {len(self._ids)}")
+        pushed = array("i", ids)
+        if self._ids[offset : offset + len(pushed)] != pushed[:known]:
+            raise ProtocolError(f"tokens from {offset} on are not what they were before")
+        self._ids.extend(pushed[known:])
+        if logprobs is not None:
+            self._logprobs.update((offset + at, logprobs[at]) for at in range(known, len(pushed)))
         self._pull(out)
 
     def complete(self, out: list[DecodeItem]) -> None:
         """No more tokens will come: after the last ones the tokenizer gives what it still holds back."""
         self._is_complete = True
         self._pull(out)
+
+    # ------------------------------------------------------------ the tokenizer
+
+    def open(self, out: list[DecodeItem]) -> None:
+        """There is a tokenizer that has nothing of this stream."""
+        self.delivered = self._given = self._num_decoding = 0
+        self._decoding.clear()
+        self._is_flushed = False
+        self._is_open, self._target = True, len(self._ids)
+        self._pull(out)
+
+    def close(self) -> None:
+        """It is gone."""
+        self._is_open = False
 
     def decoded(self, item: DecodedItem, out: list[DecodeItem]) -> Piece | None:
         """The tokens whose text `item` has, up to its stop string; None if it answers the flush. Raises `ProtocolError` if it
@@ -87,17 +129,39 @@ class Feed:
         self.delivered += len(piece.ids)
         return piece
 
-    def is_shown(self, piece: Piece) -> bool:
-        """Does the client lack it?"""
-        return piece.offset >= self._first
+    def show(self, piece: Piece) -> bool:
+        """Does the client lack it? Then it gets it now."""
+        if piece.offset < self._shown:
+            return False
+        self._shown = piece.offset + len(piece.ids)
+        for offset in range(piece.offset, self._shown):
+            self._logprobs.pop(offset, None)
+        return True
 
     def _pull(self, out: list[DecodeItem]) -> None:
         """Give the tokenizer what it may have now."""
-        while self._waiting and self._num_decoding < AT_ONCE:
-            piece = self._waiting.popleft()
+        if not self._is_open:
+            return
+        while self._given < len(self._ids) and self._num_decoding < AT_ONCE:
+            piece = self._next_piece()
             self._decoding.append(piece)
             self._num_decoding += len(piece.ids)
+            self._given += len(piece.ids)
             out.append(DecodeItem(self._stream, piece.ids, False))
-        if self._is_complete and not self._waiting and not self._is_flushed:
+        if self._is_complete and self._given == len(self._ids) and not self._is_flushed:
             self._is_flushed = True
             out.append(DecodeItem(self._stream, (), True))
+
+    def _next_piece(self) -> Piece:
+        """As much as possible: up to what the client has, and either all or none of its tokens with log-probabilities."""
+        start = self._given
+        end = min(len(self._ids), start + AT_ONCE)
+        if start < self._shown < end:
+            end = self._shown
+        ids = tuple(self._ids[start:end])
+        if not self._logprobs:
+            return Piece(start, ids, None)
+        has_some = start in self._logprobs
+        end = next((at for at in range(start, end) if (at in self._logprobs) is not has_some), end)
+        logprobs = tuple(self._logprobs[at] for at in range(start, end)) if has_some else None
+        return Piece(start, ids[: end - start], logprobs)

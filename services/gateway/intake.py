@@ -1,4 +1,4 @@
-"""From a client's message to a checked request with its first question on the way, pure.
+"""From a client's message to a checked request that has asked its first question, or waits to have its prompt encoded; pure.
 
 Whatever is wrong with the message is raised as the typed error that names the field; then nothing was asked.
 """
@@ -32,12 +32,18 @@ from llmos.services.gateway.requests import Outbox, Request
 from llmos.services.gateway.streams import Stream
 
 
+MADE_UP = "auto-"  # a `client_request_id` that begins like this is not the caller's own
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a message comes in with. `number` becomes the request's."""
+    """What a message comes in with. `number` becomes the request's; `key` is the `client_request_id` where the client gave none; no
+    other request has it.
+    """
 
     asker: Asker
     number: int
+    key: str
     now: float
     models: Mapping[str, ModelInfo]
     out: Outbox
@@ -51,13 +57,21 @@ def generate(message: Generate, entry: Entry) -> Request:
         b"",
         checked.params,
         entry.asker.owner,
-        message.client_request_id,
+        entry.key if message.client_request_id is None else message.client_request_id,
         message.nice,
         message.deadline_ms,
         message.parent,
         message.after,
     )
-    request = Stream(entry.number, entry.asker.client, message.req, checked.model.model, question, received=entry.now)
+    request = Stream(
+        entry.number,
+        entry.asker.client,
+        message.req,
+        checked.model.model,
+        question,
+        received=entry.now,
+        is_durable=_is_durable(message),
+    )
     return _encode(request, message, checked.model, entry)
 
 
@@ -71,9 +85,10 @@ def spawn(message: Spawn, entry: Entry) -> Request:
         message.nice,
         message.parent,
         message.after,
-        message.client_request_id,
+        entry.key if message.client_request_id is None else message.client_request_id,
     )
-    request = Exchange(entry.number, entry.asker.client, message.req, info.model, question)
+    client = entry.asker.client
+    request = Exchange(entry.number, client, message.req, info.model, question, is_durable=_is_durable(message))
     return _encode(request, message, info, entry)
 
 
@@ -100,8 +115,9 @@ def go_on(message: Continue, entry: Entry) -> Request:
         message.deadline_ms,
         entry.asker.limited_to,
     )
-    request = Stream(entry.number, entry.asker.client, message.req, checked.model.model, question)
-    request.submit(entry.out)
+    client, model = entry.asker.client, checked.model.model
+    request = Stream(entry.number, client, message.req, model, question, received=entry.now)
+    request.submit(entry.now, entry.out)
     return request
 
 
@@ -109,7 +125,7 @@ def attach(message: Attach, entry: Entry) -> Request:
     validate.check_attach(message)
     question = SeqAttach(entry.number, message.rid, entry.asker.limited_to)
     request = Stream(entry.number, entry.asker.client, message.req, "", question, offset=message.offset)
-    request.submit(entry.out)
+    request.submit(entry.now, entry.out)
     return request
 
 
@@ -123,13 +139,20 @@ INTAKE: dict[type, Callable[[Any, Entry], Request]] = {
 }
 
 
+def _is_durable(message: Generate | Spawn) -> bool:
+    """Did the caller name it, to find it again? Libraries name requests to be able to repeat them, and say so."""
+    key = message.client_request_id
+    return key is not None and not key.startswith(MADE_UP)
+
+
 def _encode(request: Request, message: Generate | Spawn | Append | Tokenize, info: ModelInfo, entry: Entry) -> Request:
-    """Ask the tokenizer, if there is text."""
+    """Go on with the token ids, or wait for them."""
     chat = None if isinstance(message, Append) else message.messages
     if message.text is None and chat is None:
         given = None if isinstance(message, Tokenize) else message.token_ids
         request.encoded(Encoded(entry.number, given or b""), info, entry.now, entry.out)
     else:
         pieces, continues = isinstance(message, Tokenize), isinstance(message, Append)
-        entry.out.text.append(Encode(entry.number, info.model, message.text, chat, pieces, continues))
+        size = len(message.text or "") + sum(len(part.content) for part in chat or ())
+        request.encode(Encode(entry.number, info.model, message.text, chat, pieces, continues), size)
     return request

@@ -2,13 +2,15 @@
 
 States: down -> up (hello answered) -> down (the connection was lost, or the service spoke nonsense) -> up ...
 `on_up` and `on_down` alternate, starting with `on_up`; messages only arrive between them. Sends while down are
-refused, not kept.
+refused, not kept. Sends while up arrive, in order, or the connection is lost: what the socket can not take waits here, and when too
+much does, the connection is given up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,7 @@ from llmos.protocol.messages import Message, Welcome
 log = logging.getLogger(__name__)
 _GREET_TIMEOUT_S = 5.0
 _RETRY_S = 0.1
+_MAX_BACKLOG = 100_000  # messages
 _FAIR_SHARE = 64  # messages handled before other tasks get a turn: a receive that need not wait never yields
 
 
@@ -48,6 +51,8 @@ class Link:
         self._on_down = on_down
         self._dialer: AsyncDialer[Any] | None = None
         self._is_up = asyncio.Event()
+        self._backlog: deque[Message] = deque()
+        self._is_stuck = asyncio.Event()
 
     @property
     def is_up(self) -> bool:
@@ -58,7 +63,18 @@ class Link:
 
     def send(self, message: Message) -> bool:
         """False if the service is not there."""
-        return self.is_up and self._dialer is not None and self._dialer.send(message)
+        if not self.is_up or self._dialer is None:
+            return False
+        if self._backlog or not self._dialer.send(message):
+            self._backlog.append(message)
+            if len(self._backlog) > _MAX_BACKLOG:
+                self._is_stuck.set()
+        return True
+
+    def flush(self) -> None:
+        """Try again to send what is waiting."""
+        while self._backlog and self._dialer is not None and self._dialer.send(self._backlog[0]):
+            self._backlog.popleft()
 
     async def run(self) -> None:
         """Connect, serve, and connect again; ends by cancellation, or by a refusal that time will not mend."""
@@ -84,21 +100,23 @@ class Link:
         return True
 
     async def _serve(self, dialer: AsyncDialer[Any], monitor: LossMonitor) -> None:
+        self._is_stuck.clear()
         reader = asyncio.create_task(self._read(dialer))
-        lost = asyncio.create_task(monitor.lost())
+        tasks = (reader, asyncio.create_task(monitor.lost()), asyncio.create_task(self._is_stuck.wait()))
         self._is_up.set()
         self._on_up()
         try:
-            await asyncio.wait({reader, lost}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
                 reader.result()
-            log.warning("%s: connection lost", self.socket)
+            log.warning("%s: %s", self.socket, "it does not read" if self._is_stuck.is_set() else "connection lost")
         finally:
-            self._is_up.clear()
-            for task in (reader, lost):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(reader, lost, return_exceptions=True)
-            self._on_down()
+            self._is_up.clear()
+            self._backlog.clear()
+            self._on_down()  # at once: nothing may be sent into the void meanwhile
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, dialer: AsyncDialer[Any]) -> None:
         """Hand on what arrives; returns if the service can not be understood."""

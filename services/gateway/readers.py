@@ -5,13 +5,11 @@ one is asking for the same sequence must not take its reader away: what the leav
 until the microkernel has answered. If it gave the sequence to the other one, the first had been replaced and says nothing; if it
 refused, the message is sent after all.
 
-States of a sequence: unread -> read (begins) -> unread (ends, replaced, leaves). Invariant: a sequence that the microkernel sends
-to this gateway is read by a request, or the message that stops it is on its way or kept.
+States of a sequence: unread -> read (begins) -> unread (ends, replaced, leaves, the microkernel died). Invariant: a sequence that the
+microkernel sends to this gateway is read by a request, or the message that stops it is on its way or kept.
 """
 
 from __future__ import annotations
-
-from collections import Counter
 
 from llmos.protocol.messages import Message, SeqCancel, SeqDetach
 from llmos.services.gateway.streams import Stream
@@ -22,31 +20,32 @@ class Readers:
 
     def __init__(self) -> None:
         self._reading: dict[int, Stream] = {}
-        self._asking: Counter[int] = Counter()  # questions for the sequence that have no answer yet
+        self._asking: dict[int, set[int]] = {}  # numbers of the requests that have asked for it and have no answer yet
         self._kept: dict[int, SeqDetach | SeqCancel] = {}
 
     def get(self, rid: int) -> Stream | None:
         return self._reading.get(rid)
 
-    def asks(self, rid: int) -> None:
-        """A Continue or Attach is on its way to the microkernel."""
-        self._asking[rid] += 1
+    def asks(self, stream: Stream) -> None:
+        """It wants to read its sequence. Idempotent."""
+        self._asking.setdefault(stream.rid, set()).add(stream.number)
 
-    def answered(self, rid: int, kernel: list[Message], *, is_granted: bool) -> None:
-        """The microkernel's answer to it."""
-        self._asking[rid] -= 1
+    def answered(self, stream: Stream, kernel: list[Message], *, is_granted: bool) -> None:
+        """The microkernel's answer to it, or nobody waits for it any more."""
         if is_granted:
-            self._kept.pop(rid, None)
-        if self._asking[rid] <= 0:
-            del self._asking[rid]
-            if rid in self._kept:
-                kernel.append(self._kept.pop(rid))
+            self._kept.pop(stream.rid, None)
+        asking = self._asking.get(stream.rid, set())
+        asking.discard(stream.number)
+        if not asking:
+            self._asking.pop(stream.rid, None)
+            if stream.rid in self._kept:
+                kernel.append(self._kept.pop(stream.rid))
 
     def begins(self, stream: Stream) -> Stream | None:
         """Its output comes here from now on; returns the request that read it until now."""
         older = self._reading.get(stream.rid)
         self._reading[stream.rid] = stream
-        return older
+        return older if older is not stream else None
 
     def stops(self, rid: int) -> Stream | None:
         """No more output comes: it ended, or another gateway has it. Returns the request that read it."""
@@ -60,8 +59,9 @@ class Readers:
         else:
             kernel.append(message)
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: Stream, kernel: list[Message]) -> None:
         """A request that is over."""
+        self.answered(stream, kernel, is_granted=False)
         if self._reading.get(stream.rid) is stream:
             del self._reading[stream.rid]
 

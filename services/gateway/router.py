@@ -4,14 +4,16 @@ event, sends what comes out.
 Pure but for the sends it is given; `service.py` connects it to sockets and calls `tick`. A request is known by its
 number (everywhere), by its rid (from the microkernel) and by the client's own number (from the client).
 
-Invariant: whatever can not be sent to a service fails the requests that it was for, at once.
+A service that is lost is a pause: what was asked of it is asked again when it is back (requests.py, desk.py). Limits: a question
+must be answered within `ANSWER_TIMEOUT_S`, a service must come back within `PATIENCE_S`, and what waits to be asked may weigh
+`MAX_WAITING_BYTES`.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections import deque
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,7 +26,6 @@ from llmos.protocol.messages import (
     Decoded,
     DecodeStep,
     Done,
-    Encode,
     Encoded,
     Error,
     Message,
@@ -40,35 +41,49 @@ from llmos.protocol.messages import (
     SeqSpawn,
     SeqSubmit,
     SeqTokens,
+    Stat,
+    Stats,
     TokenEntry,
 )
 from llmos.services.gateway.clients import ClientState, ClientTable
+from llmos.services.gateway.deadlines import Deadlines
+from llmos.services.gateway.desk import Desk
 from llmos.services.gateway.intake import INTAKE, Entry
 from llmos.services.gateway.owners import Asker, is_administrator, owner_name
 from llmos.services.gateway.readers import Readers
-from llmos.services.gateway.requests import Outbox, Request, RequestState
+from llmos.services.gateway.requests import ASKING, Granted, Outbox, Request, RequestState
 from llmos.services.gateway.streams import Stream
 
 log = logging.getLogger(__name__)
-ANSWER_TIMEOUT_S = 20.0  # for Encode and for each question to the microkernel
+ANSWER_TIMEOUT_S = 30.0  # for Encode and for each question to the microkernel, with their restarts
+PATIENCE_S = 300.0  # for a service to come back, while streams wait
+MAX_WAITING_BYTES = 128 * 1024 * 1024
+MAX_STRIKES = 3  # tokenizers that die of a text
 Send = Callable[[Message], bool]
-_QUESTIONS = (SeqSubmit, SeqSpawn, SeqAppend, SeqContinue, SeqAttach)
-_UNANSWERED = (RequestState.SUBMITTED, RequestState.ORPHANED)
+_QUESTIONS = (SeqSubmit, SeqSpawn, SeqAppend, SeqContinue, SeqAttach, Stat)
+_WAITING = (RequestState.ENCODING, RequestState.SUBMITTED, RequestState.RESUMING)
 
 
 class Router:
-    """`send_text` and `send_kernel` return False if the service is not there."""
+    """`send_text` and `send_kernel` return False if the service is not there. `key_prefix`: different in every gateway process that
+    there ever was.
+    """
 
-    def __init__(self, send_text: Send, send_kernel: Send, max_in_flight: int) -> None:
+    def __init__(self, send_text: Send, send_kernel: Send, max_in_flight: int, key_prefix: str) -> None:
         self.models: dict[str, ModelInfo] = {}
         self.clients: ClientTable[int] | None = None  # request numbers; set once the socket is bound
+        self.waiting_bytes = 0
         self._send_text = send_text
         self._send_kernel = send_kernel
         self._max_in_flight = max_in_flight
+        self._key_prefix = key_prefix
         self._numbers = itertools.count(1)
         self._requests: dict[int, Request] = {}
+        self._weights: dict[int, int] = {}
         self._readers = Readers()
-        self._deadlines: deque[tuple[float, int, RequestState]] = deque()
+        self._desk = Desk()
+        self._deadlines = Deadlines(ANSWER_TIMEOUT_S)
+        self._kernel_down_since = self._text_down_since = math.inf  # inf: it is there
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -92,13 +107,13 @@ class Router:
                     request.acknowledge(message.upto, out)
                 else:
                     request.cancel(out)
-                    self._settle(request)
+                    self._settle(request, now, out)
         else:
             error = InvalidRequest(f"{type(message).__name__} belongs on the client-control socket", field="message")
             out.client.append((client.peer.routing_id, error_message(error, message.req)))
-        self._flush(out)
+        self._flush(out, now)
 
-    def on_client_gone(self, client: ClientState[int]) -> None:
+    def on_client_gone(self, client: ClientState[int], now: float) -> None:
         """The client left: nobody waits for its requests."""
         out = Outbox()
         numbers, client.requests = list(client.requests.values()), {}
@@ -108,8 +123,8 @@ class Router:
             request = self._requests.get(number)
             if request is not None:
                 request.abandon(out)
-                self._settle(request)
-        self._flush(out)
+                self._settle(request, now, out)
+        self._flush(out, now)
 
     def _enter(self, client: ClientState[int], message: Any, now: float, out: Outbox) -> None:
         """Begin a request; raises the typed refusal."""
@@ -117,14 +132,15 @@ class Router:
             raise InvalidRequest(f"req: {message.req} is in use or not positive", field="req")
         if len(client.requests) >= self._max_in_flight:
             raise Overloaded(f"{len(client.requests)} requests of this client are in flight, the limit")
-        peer = client.peer
+        if self.waiting_bytes > MAX_WAITING_BYTES:
+            raise Overloaded(f"prompts of {self.waiting_bytes} bytes wait for a service, more than the limit")
+        peer, number = client.peer, next(self._numbers)
         asker = Asker(peer.routing_id, owner_name(peer.uid), is_administrator(peer.uid))
-        request = INTAKE[type(message)](message, Entry(asker, next(self._numbers), now, self.models, out))
-        self._requests[request.number] = request
-        client.requests[message.req] = request.number
-        if request.rid:
-            self._readers.asks(request.rid)
-        self._expect(request, now)
+        entry = Entry(asker, number, f"{self._key_prefix}{number}", now, self.models, out)
+        request = INTAKE[type(message)](message, entry)
+        self._requests[number] = request
+        client.requests[message.req] = number
+        self._settle(request, now, out)
 
     # ------------------------------------------------------------ from the tokenizer
 
@@ -135,23 +151,36 @@ class Router:
                 request = self._requests.get(item.stream)
                 if isinstance(request, Stream):
                     request.decoded(item, out)
-                    self._settle(request)
+                    self._settle(request, now, out)
         elif isinstance(message, Encoded):
             self._encoded(message, now, out)
         elif isinstance(message, ModelInfoList):
             self.models = {info.model: info for info in message.models}
         elif isinstance(message, Error):
-            self._text_error(message, out)
+            self._text_error(message, now, out)
         else:
             log.error("the tokenizer sent a %s", type(message).__name__)
-        self._flush(out)
+        self._flush(out, now)
 
-    def on_text_down(self) -> None:
+    def on_text_down(self, now: float) -> None:
         """Encodings are lost, and so is the decoding state of all streams."""
         out = Outbox()
+        self._text_down_since = now
+        self._desk.close()
         for request in list(self._requests.values()):
-            self._text_lost(request, Unavailable("the tokenizer went away"), out)
-        self._flush(out)
+            if request.has_turn:
+                request.text_lost()
+            if request.wants_text and request.strikes >= MAX_STRIKES:
+                text = f"{request.strikes} tokenizers died while they had the text of this request"
+                request.text_failed(LlmosError(text, field="prompt" if not request.rid else None), out)
+            self._settle(request, now, out)
+        self._flush(out, now)
+
+    def on_text_up(self, now: float) -> None:
+        """A tokenizer is there, and knows nothing."""
+        self._text_down_since = math.inf
+        self._desk.open()
+        self._flush(Outbox(), now)
 
     def _encoded(self, message: Encoded, now: float, out: Outbox) -> None:
         request = self._requests.get(message.req)
@@ -161,160 +190,177 @@ class Router:
             request.encoded(message, self.models[request.model], now, out)
         except LlmosError as error:
             request.fail(error, out)
-        else:
-            self._expect(request, now)
-        self._settle(request)
+        self._settle(request, now, out)
 
-    def _text_error(self, message: Error, out: Outbox) -> None:
+    def _text_error(self, message: Error, now: float, out: Outbox) -> None:
         request = self._requests.get(message.req)
         if request is None:
             log.error("tokenizer: %s", message.message)
-        elif request.state is RequestState.ENCODING:
-            self._text_lost(request, _typed(message), out)
-        else:
-            error = Unavailable(f"the tokenizer can not go on with the text: {message.message}")
-            self._text_lost(request, error, out)
-
-    def _text_lost(self, request: Request, error: LlmosError, out: Outbox) -> None:
-        """The tokenizer will not give the text of this request, if it has any of it."""
-        if request.state is RequestState.ENCODING:
-            request.fail(error, out)
-        elif isinstance(request, Stream):
-            request.text_lost(error, out)
-        self._settle(request)
+        elif request.has_turn:
+            error = _typed(message)
+            if request.state is not RequestState.ENCODING:
+                error = Unavailable(f"the tokenizer can not go on with the text: {message.message}")
+            request.text_failed(error, out)
+            self._settle(request, now, out)
 
     # ------------------------------------------------------------ from the microkernel
 
-    def on_kernel(self, message: Any) -> None:
+    def on_kernel(self, message: Any, now: float) -> None:
         out = Outbox()
         if isinstance(message, SeqTokens):
-            self._tokens(message, out)
-        elif isinstance(message, (SeqAccepted, SeqAppended, SeqAttached)):
-            self._answered(message, out)
+            self._tokens(message, now, out)
+        elif isinstance(message, (SeqAccepted, SeqAppended, SeqAttached, Stats)):
+            self._answered(message, now, out)
         elif isinstance(message, SeqReplaced):
             if (stream := self._readers.stops(message.rid)) is not None:
                 stream.replaced(out)
-                self._settle(stream)
+                self._settle(stream, now, out)
         elif isinstance(message, Error):
-            self._kernel_error(message, out)
+            self._kernel_error(message, now, out)
         elif not isinstance(message, Done):  # an open sequence is closed that nobody waited for
             log.error("the microkernel sent a %s", type(message).__name__)
-        self._flush(out)
+        self._flush(out, now)
 
-    def on_kernel_down(self) -> None:
-        """Every sequence is lost with the microkernel."""
-        out = Outbox()
+    def on_kernel_down(self, now: float) -> None:
+        """What it knew, its successor will know; what was on the way is lost."""
+        self._kernel_down_since = now
         self._readers.clear()
+        out = Outbox()
         for request in list(self._requests.values()):
-            if request.state is not RequestState.ENCODING:
-                request.refused(Unavailable("the microkernel went away"), out)
-                self._settle(request)
-        self._flush(out)
+            request.kernel_lost()
+            self._settle(request, now, out)
+        self._flush(out, now)
 
-    def _tokens(self, message: SeqTokens, out: Outbox) -> None:
+    def on_kernel_up(self, now: float) -> None:
+        """There is a microkernel that does not know this gateway. Those that had something come before those that want it now."""
+        out = Outbox()
+        self._kernel_down_since = math.inf
+        asking = [request for request in self._requests.values() if request.state in ASKING]
+        for request in sorted(asking, key=lambda request: request.state is not RequestState.RESUMING):
+            request.kernel_back(now, out)
+            self._settle(request, now, out)
+        self._flush(out, now)
+
+    def _tokens(self, message: SeqTokens, now: float, out: Outbox) -> None:
         for entry in (*message.entries, *_entries(message.columns)):
             if (stream := self._readers.get(entry.rid)) is not None:
                 stream.tokens(entry, out)
-                self._settle(stream)
+                self._settle(stream, now, out)
         for end in message.ends:
             if (stream := self._readers.stops(end.rid)) is not None:
                 stream.end(end, out)
-                self._settle(stream)
+                self._settle(stream, now, out)
 
-    def _answered(self, message: SeqAccepted | SeqAppended | SeqAttached, out: Outbox) -> None:
+    def _answered(self, message: Granted | Stats, now: float, out: Outbox) -> None:
         request = self._requests.get(message.req)
-        if request is None or request.state not in _UNANSWERED:
-            log.error("the microkernel sent a %s that nobody asked for", type(message).__name__)
+        if request is None or request.state not in ASKING:
+            if not isinstance(message, Stats):  # whoever asked for that may have left
+                log.error("the microkernel sent a %s that nobody asked for", type(message).__name__)
             return
-        if isinstance(message, SeqAttached):
-            self._readers.answered(message.rid, out.kernel, is_granted=True)
-        request.answered(message, out)
-        if request.state is RequestState.SUBMITTED:
-            self._readers.asks(request.rid)  # it was known already, and asks to read it
+        if isinstance(request, Stream) and isinstance(message, SeqAttached):
+            self._readers.answered(request, out.kernel, is_granted=True)
+        request.answered(message, now, out)
         is_going_on = not isinstance(message, SeqAttached) or message.end is None
         if isinstance(request, Stream) and request.state is RequestState.STREAMING and is_going_on:
             older = self._readers.begins(request)
             if older is not None:  # the microkernel only tells other gateways
                 older.replaced(out)
-                self._settle(older)
-        self._settle(request)
+                self._settle(older, now, out)
+        self._settle(request, now, out)
 
-    def _kernel_error(self, message: Error, out: Outbox) -> None:
+    def _kernel_error(self, message: Error, now: float, out: Outbox) -> None:
         request = self._requests.get(message.req) or self._readers.get(message.rid or 0)
         if request is None:
             log.warning("microkernel: %s", message.message)
-        elif request.state in _UNANSWERED:
-            self._refused(request, _typed(message), out)
+            return
+        if request.state in ASKING:
+            request.refused(_typed(message), out)
         else:
             request.fail(_typed(message), out)
-            self._settle(request)
-
-    def _refused(self, request: Request, error: LlmosError, out: Outbox) -> None:
-        """The microkernel did not do what it was asked for."""
-        if request.rid:
-            self._readers.answered(request.rid, out.kernel, is_granted=False)
-        request.refused(error, out)
-        self._settle(request)
+        self._settle(request, now, out)
 
     # ------------------------------------------------------------ time, end, sending
 
     def tick(self, now: float) -> None:
         """Fail what a service did not answer in time."""
         out = Outbox()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, number, state = self._deadlines.popleft()
-            service = "tokenizer" if state is RequestState.ENCODING else "microkernel"
-            request = self._requests.get(number)
-            if request is not None and request.state is state:
-                request.fail(Unavailable(f"the {service} is silent for {ANSWER_TIMEOUT_S:g} s"), out)
-                self._settle(request)
-        self._flush(out)
+        for number in self._deadlines.late(now):
+            request = self._requests[number]
+            request.fail(self._too_late(request), out)
+            self._settle(request, now, out)
+        if now - self._kernel_down_since >= PATIENCE_S:
+            gone = Unavailable("the microkernel does not come back")
+            for request in [request for request in self._requests.values() if request.state in ASKING]:
+                request.refused(gone, out)
+                self._settle(request, now, out)
+        if now - self._text_down_since >= PATIENCE_S:
+            for request in [request for request in self._requests.values() if request.wants_text]:
+                request.text_failed(Unavailable("the tokenizer does not come back"), out)
+                self._settle(request, now, out)
+        self._flush(out, now)
 
-    def fail_all(self, error: LlmosError) -> None:
+    def fail_all(self, error: LlmosError, now: float) -> None:
         out = Outbox()
         for request in list(self._requests.values()):
             request.fail(error, out)
-            self._settle(request)
-        self._flush(out)
+            self._settle(request, now, out)
+        self._flush(out, now)
 
-    def _expect(self, request: Request, now: float) -> None:
-        """An answer to what was just asked."""
-        self._deadlines.append((now + ANSWER_TIMEOUT_S, request.number, request.state))
+    def _too_late(self, request: Request) -> Unavailable:
+        is_text = request.state is RequestState.ENCODING
+        service = "tokenizer" if is_text else "microkernel"
+        if math.isinf(self._text_down_since if is_text else self._kernel_down_since):
+            return Unavailable(f"the {service} is silent for {ANSWER_TIMEOUT_S:g} s")
+        return Unavailable(f"the {service} is not running")
 
-    def _settle(self, request: Request) -> None:
-        """Take a request that is over out of the tables."""
-        if not request.is_over:
-            return
-        client = self.clients.find(request.client) if self.clients is not None else None
-        if client is not None and client.requests.get(request.req) == request.number:
-            del client.requests[request.req]
-        if request.state is RequestState.ENDED:
-            self._requests.pop(request.number, None)
+    def _settle(self, request: Request, now: float, out: Outbox) -> None:
+        """After each event of a request: out of the tables with it if it is over, else see what it waits for."""
+        number, state = request.number, request.state
+        if state is RequestState.ENDED:
+            self._requests.pop(number, None)
             if isinstance(request, Stream):
-                self._readers.forget(request)
+                self._readers.forget(request, out.kernel)
+        elif state in ASKING and isinstance(request, Stream) and request.rid:
+            self._readers.asks(request)
+        if request.is_over:
+            client = self.clients.find(request.client) if self.clients is not None else None
+            if client is not None and client.requests.get(request.req) == number:
+                del client.requests[request.req]
+        elif request.wants_text and not request.has_turn and self._desk.admit(number, request.strikes):
+            request.take_turn(out)
+        is_paused = state is RequestState.RESUMING and not math.isinf(self._kernel_down_since)
+        self._deadlines.watch(number, state if state in _WAITING and not is_paused else None, now)
+        weight = 0 if state is RequestState.ENDED else request.weight
+        self.waiting_bytes += weight - self._weights.pop(number, 0)
+        if weight:
+            self._weights[number] = weight
 
-    def _flush(self, out: Outbox) -> None:
-        """Send everything; what a service can not take fails, which may give more to send."""
-        failed = Outbox()
+    def _give_turns(self, now: float, out: Outbox) -> None:
+        while (number := self._desk.next(self._is_behind, now)) is not None:
+            request = self._requests.get(number)
+            if request is not None and request.wants_text and not request.has_turn:
+                request.take_turn(out)
+
+    def _is_behind(self, number: int) -> bool:
+        return number in self._requests and self._requests[number].is_behind
+
+    def _flush(self, out: Outbox, now: float) -> None:
+        """Send everything. What can not be sent is asked again when the service is back."""
+        self._give_turns(now, out)
         for message in out.text:
-            if not self._send_text(message) and isinstance(message, Encode):
-                self._text_lost(self._requests[message.req], Unavailable("the tokenizer is not running"), failed)
-        if out.decode and not self._send_text(DecodeStep(tuple(out.decode))):
-            for item in out.decode:
-                if (request := self._requests.get(item.stream)) is not None:
-                    self._text_lost(request, Unavailable("the tokenizer is not running"), failed)
+            self._send_text(message)
+        if out.decode:
+            self._send_text(DecodeStep(tuple(out.decode)))
         for leave in out.leave:
             self._readers.leaves(leave, out.kernel)
         for message in out.kernel:
-            if not self._send_kernel(message) and isinstance(message, _QUESTIONS):
-                self._refused(self._requests[message.req], Unavailable("the microkernel is not running"), failed)
+            if self._send_kernel(message) and isinstance(message, _QUESTIONS):
+                self._requests[message.req].sent(message)  # a request that asks is not over
         for routing_id, message in out.client:
             client = self.clients.find(routing_id) if self.clients is not None else None
             if client is not None:
                 assert self.clients is not None
                 self.clients.send(client, message)
-        if failed:
-            self._flush(failed)
 
 
 def _entries(columns: bytes) -> Iterable[TokenEntry]:

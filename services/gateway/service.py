@@ -3,8 +3,8 @@ requests.
 
 Listens on `client` and `client-control`; dials the tokenizer (`text`) and the microkernel (`kernel`, `kernel-control`).
 It binds its own sockets only when it knows its models and reaches both services, so a client never meets half a
-gateway. States: connecting -> serving (`ready`) -> stopping. Nothing in it waits for a peer: one task per socket,
-sends never block.
+gateway. States: connecting -> serving (`ready`) -> stopping. A service that goes away while it serves is a pause for its clients.
+Nothing in it waits for a peer: one task per socket, sends never block.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -36,6 +37,7 @@ from llmos.protocol.messages import (
 from llmos.services.base import ServiceContext
 from llmos.services.gateway.clients import ClientTable
 from llmos.services.gateway.control import ControlRelay
+from llmos.services.gateway.intake import MADE_UP
 from llmos.services.gateway.links import Link
 from llmos.services.gateway.owners import Asker, is_administrator, owner_name
 from llmos.services.gateway.router import Router
@@ -70,15 +72,16 @@ class Gateway:
             name=name,
             on_message=self._on_text,
             on_up=self._on_text_up,
-            on_down=lambda: self.router.on_text_down(),
+            on_down=lambda: self.router.on_text_down(time.monotonic()),
         )
         self._kernel = Link(
             run_dir,
             "kernel",
             _from_kernel,
             name=name,
-            on_message=lambda message: self.router.on_kernel(message),
-            on_down=lambda: self.router.on_kernel_down(),
+            on_message=lambda message: self.router.on_kernel(message, time.monotonic()),
+            on_up=lambda: self.router.on_kernel_up(time.monotonic()),
+            on_down=lambda: self.router.on_kernel_down(time.monotonic()),
         )
         self._control = Link(
             run_dir,
@@ -86,9 +89,10 @@ class Gateway:
             _from_kernel,
             name=name,
             on_message=lambda message: self._relay.answer(message),
-            on_down=lambda: self._relay.fail_all(Unavailable("the microkernel went away")),
+            on_up=lambda: self._relay.on_kernel_up(time.monotonic()),
+            on_down=lambda: self._relay.on_kernel_down(time.monotonic()),
         )
-        self.router = Router(self._text.send, self._kernel.send, max_in_flight)
+        self.router = Router(self._text.send, self._kernel.send, max_in_flight, f"{MADE_UP}gw-{secrets.token_hex(8)}-")
         self._relay = ControlRelay(self._control.send, self._reply_control, max_in_flight)
         self._has_models = asyncio.Event()
 
@@ -98,7 +102,9 @@ class Gateway:
         waits = (self._has_models.wait(), self._kernel.wait_up(), self._control.wait_up())
         await self._unless_broken(asyncio.gather(*waits))
         incarnation = time.time_ns() // 1_000_000
-        self._clients = self._listen("client", self.router.on_client_gone, incarnation)
+        self._clients = self._listen(
+            "client", lambda client: self.router.on_client_gone(client, time.monotonic()), incarnation
+        )
         self._control_clients = self._listen(
             "client-control", lambda client: self._relay.on_client_gone(client.peer.routing_id), incarnation
         )
@@ -119,7 +125,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Tell the clients, then leave. Idempotent."""
-        self.router.fail_all(Unavailable("llmosd is stopping"))
+        self.router.fail_all(Unavailable("llmosd is stopping"), time.monotonic())
         self._relay.fail_all(Unavailable("llmosd is stopping"))
         if self._tables:
             await asyncio.sleep(_FAREWELL_S)
@@ -185,6 +191,8 @@ class Gateway:
             now = time.monotonic()
             self.router.tick(now)
             self._relay.expire(now)
+            for link in (self._text, self._kernel, self._control):
+                link.flush()
             for table in self._tables:
                 table.flush()
             if now >= self._probe_at:
@@ -195,6 +203,7 @@ class Gateway:
 
     def _on_text_up(self) -> None:
         self._text.send(ModelInfoGet(self.router.next_number()))
+        self.router.on_text_up(time.monotonic())
 
     def _on_text(self, message: Any) -> None:
         self.router.on_text(message, time.monotonic())

@@ -1,14 +1,15 @@
 """Requests whose answer is a stream: Generate, Continue, Attach. State table: requests.py.
 
     Generate   (Encode -> Encoded) -> SeqSubmit -> SeqAccepted -> Accepted, Tokens ..., Finished
-    Continue   SeqContinue -> SeqAttached -> Accepted, Tokens ..., Finished
+    Continue   Stat -> Stats -> SeqContinue -> SeqAttached -> Accepted, Tokens ..., Finished
     Attach     SeqAttach -> SeqAttached (with the output so far) -> Accepted, Tokens ..., Finished
 
-A Generate that was asked before under the same `client_request_id` (SeqAccepted says so) goes on like an Attach from the beginning.
-The sequence of a Generate belongs to its client and ends with it; that of the others lives on: whoever leaves only detaches.
+A Generate that was asked before under its `client_request_id` (SeqAccepted says so) goes on like an Attach from the beginning. The
+sequence of a Generate without the client's own id belongs to its client and ends with it; that of the others lives on: whoever
+leaves only detaches. Every stream goes on with a SeqAttach when the microkernel is back.
 
 Invariants, beside those of requests.py: output offsets at the client have no gap and every token is sent once, none below the
-offset it asked for; nothing from a stop string on is sent.
+offset it asked for; nothing from a stop string on is sent; the text is what one microkernel and one tokenizer would have given.
 """
 
 from __future__ import annotations
@@ -16,16 +17,12 @@ from __future__ import annotations
 import msgspec
 
 from llmos.codes import FinishReason
-from llmos.errors import LlmosError, ProtocolError, WrongState
+from llmos.errors import LlmosError, NotFound, Unavailable, WrongState
 from llmos.protocol.codec import unpack_i32
 from llmos.protocol.messages import (
     Accepted,
-    DecodeClose,
-    DecodedItem,
-    DecodeOpen,
     Encoded,
     Finished,
-    Message,
     ModelInfo,
     SeqAccepted,
     SeqAck,
@@ -38,19 +35,17 @@ from llmos.protocol.messages import (
     SeqFinish,
     SeqSubmit,
     TokenEntry,
-    Tokens,
     Usage,
 )
-from llmos.services.gateway.feed import Feed
-from llmos.services.gateway.requests import Outbox, Request, RequestState
+from llmos.services.gateway.questions import Question
+from llmos.services.gateway.reading import Reading
+from llmos.services.gateway.requests import READING, Granted, Outbox, RequestState
 from llmos.services.gateway.validate import check_tokens
 
-_LEAST_DEADLINE_MS = 0.001
 
-
-class Stream(Request):
-    """`question` is what the microkernel will be asked; a SeqSubmit still lacks its prompt. `received`: when the request came, by
-    the gateway's clock, from where its deadline counts. `offset`: the client has all output below.
+class Stream(Reading):
+    """`wanted`: of the microkernel; a SeqSubmit still lacks its prompt. `received`: when the request came, by the gateway's clock.
+    `offset`: the client has all output below. `is_durable`: the client gave a Generate an id of its own.
     """
 
     def __init__(
@@ -59,136 +54,177 @@ class Stream(Request):
         client: bytes,
         req: int,
         model: str,
-        question: SeqSubmit | SeqContinue | SeqAttach,
+        wanted: SeqSubmit | SeqContinue | SeqAttach,
         *,
         received: float = 0.0,
         offset: int = 0,
+        is_durable: bool = False,
     ) -> None:
-        super().__init__(number, client, req, model)
-        self.question = question
-        self.rid = 0 if isinstance(question, SeqSubmit) else question.rid
-        self._received = received
-        self._feed = Feed(number, offset)
+        self._question: Question = Question(wanted, received)
+        super().__init__(number, client, req, model, self._question, offset)
+        self.rid = 0 if isinstance(wanted, SeqSubmit) else wanted.rid
+        self.is_owner = self._question.is_submit and not is_durable  # the sequence ends with this request
         self._prompt_tokens = 0
-        self._cancel: FinishReason | None = None  # asked for; sent as soon as the microkernel has answered
-        self._stop: str | None = None
-        self._text_lost = False
+        self._acked = 0
+        self._cancel: FinishReason | None = None  # asked for; said as soon as the microkernel listens
+        self._was_cut = False  # the microkernel that is there now was asked to drop what is after the stop string
         self._end: SeqEnd | None = None
 
-    @property
-    def is_owner(self) -> bool:
-        """The sequence ends with this request."""
-        return isinstance(self.question, SeqSubmit)
+    # ------------------------------------------------------------ the microkernel
 
-    # ------------------------------------------------------------ to the microkernel
-
-    def submit(self, out: Outbox) -> None:
-        """A question that is complete."""
-        self._ask(self.question, out)
+    def submit(self, now: float, out: Outbox) -> None:
+        """There is no prompt."""
+        self._submit(0, now, out)
 
     def encoded(self, message: Encoded, info: ModelInfo, now: float, out: Outbox) -> None:
-        question = self.question
-        assert isinstance(question, SeqSubmit), "only a Generate has a prompt"
-        params = check_tokens(message.token_ids, question.params, info)
+        wanted = self._question.wanted
+        assert isinstance(wanted, SeqSubmit), "only a Generate has a prompt"
+        params = check_tokens(message.token_ids, wanted.params, info)
         self._prompt_tokens = len(message.token_ids) // 4
-        left = deadline_left(question.deadline_ms, now - self._received)
-        self.question = msgspec.structs.replace(question, prompt=message.token_ids, params=params, deadline_ms=left)
-        self._ask(self.question, out)
+        self._stops = params.stop
+        self._question.complete(prompt=message.token_ids, params=params)
+        self._submit(len(message.token_ids), now, out)
 
-    def answered(self, message: Message, out: Outbox) -> None:
+    def _granted(self, message: Granted, now: float, out: Outbox) -> None:
         assert isinstance(message, SeqAccepted | SeqAttached)
-        is_known = isinstance(message, SeqAccepted) and message.existing
-        has_ended = isinstance(message, SeqAttached) and message.end is not None
-        self.rid = message.rid
-        if self.state is RequestState.ORPHANED:
-            if not has_ended and not is_known:  # one that was made for an earlier request is not ours
-                self._leave(out)
-            self._move(RequestState.ENDED)
-            return
-        if is_known:
-            assert isinstance(self.question, SeqSubmit)
-            out.kernel.append(SeqAttach(self.number, self.rid, self.question.owner))
-            return
-        self._move(RequestState.STREAMING)
-        if isinstance(message, SeqAccepted):
-            assert isinstance(self.question, SeqSubmit)
-            self._open(self.question.params.stop, out)
+        self.rid = self._question.found = message.rid
+        if isinstance(message, SeqAccepted) and message.existing:
+            if self.state is RequestState.ORPHANED and not self.is_owner:
+                self._move(RequestState.ENDED)  # it can be found again
+            else:
+                self.ask(now, out)
+        elif self.state is RequestState.ORPHANED:
+            self._give_back(message, out)
+        elif self.state is RequestState.RESUMING:
+            assert isinstance(message, SeqAttached)
+            self._resume(message, out)
         else:
+            self._begin(message, out)
+
+    def _begin(self, message: SeqAccepted | SeqAttached, out: Outbox) -> None:
+        self._move(RequestState.STREAMING)
+        self.weight = 0
+        if self._question.is_submit:
+            self._question.complete(prompt=b"")  # from now on it is found
+        if isinstance(message, SeqAttached):
             self.model, self._prompt_tokens = message.model, message.prompt_tokens
-            self._open(message.params.stop if message.params is not None else (), out)
-            self._feed.push(0, tuple(unpack_i32(message.output)), None, out.decode)
-            if message.end is not None:
-                self.end(message.end, out)
-        if self._cancel is not None and not has_ended:
+            self._stops = message.params.stop if message.params is not None else ()
+        self._reply(Accepted(self.req, self.rid, self.model, self._prompt_tokens), out)
+        end = None
+        if isinstance(message, SeqAttached):
+            self._push(0, unpack_i32(message.output), None, out)
+            end = message.end
+        if end is not None:
+            self.end(end, out)
+        elif self._cancel is not None:
             out.kernel.append(SeqCancel(self.rid, self._cancel))
 
-    def _open(self, stops: tuple[str, ...], out: Outbox) -> None:
-        self._reply(Accepted(self.req, self.rid, self.model, self._prompt_tokens), out)
-        out.text.append(DecodeOpen(self.number, self.model, stops))
+    def kernel_lost(self) -> None:
+        if self.state is RequestState.STREAMING and self._end is None:
+            self._move(RequestState.RESUMING)
+
+    def kernel_back(self, now: float, out: Outbox) -> None:
+        self._was_cut = False
+        super().kernel_back(now, out)
+
+    def _resume(self, message: SeqAttached, out: Outbox) -> None:
+        """The microkernel says how far the output is. What was said to its predecessor is said again."""
+        self._move(RequestState.STREAMING)
+        if message.prompt_tokens != self._prompt_tokens:
+            self._miss(message, out)
+            return
+        self._push(0, unpack_i32(message.output), None, out)
+        if self.is_over:
+            return
+        if message.end is None:
+            if self._acked:
+                out.kernel.append(SeqAck(self.rid, self._acked))
+            if self._stop is not None:
+                out.kernel.append(SeqFinish(self.rid, self._feed.delivered))
+            elif self._cancel is not None:
+                out.kernel.append(SeqCancel(self.rid, self._cancel))
+        elif self._has_more(message) and not self._was_cut:
+            self._end = message.end
+            self._cut(out)
+        else:
+            self.end(message.end, out)
+
+    def _miss(self, message: SeqAttached, out: Outbox) -> None:
+        """Meanwhile the sequence has begun another output."""
+        if self._end is None:
+            self._cancel, self._end = None, message.end
+            error = WrongState(f"sequence {self.rid} has gone on without this reader", field="rid", rid=self.rid)
+            self.fail(error, out)
+            return
+        if message.end is None:
+            out.leave.append(SeqDetach(self.rid))
+        self._finish("", out)
+
+    def _give_back(self, message: SeqAccepted | SeqAttached, out: Outbox) -> None:
+        has_ended = isinstance(message, SeqAttached) and message.end is not None
+        if self._stop is not None:
+            if not has_ended or self._has_more(message):
+                out.kernel.append(SeqFinish(self.rid, self._feed.delivered))
+        elif not has_ended:
+            self._leave(out)
+        self._move(RequestState.ENDED)
+
+    def _has_more(self, message: SeqAccepted | SeqAttached) -> bool:
+        """Does the sequence have output after the stop string?"""
+        if self._stop is None or not isinstance(message, SeqAttached):
+            return False
+        return len(message.output) // 4 > self._feed.delivered and message.prompt_tokens == self._prompt_tokens
+
+    def text_failed(self, error: LlmosError, out: Outbox) -> None:
+        if not (self._reads and self._question.is_submit):
+            self.fail(error, out)
+            return
+        self._close(out)
+        self._text_failed = True
+        if self._end is not None:
+            self._finish("", out)
+        else:
+            self._ask_cancel(FinishReason.TOKENIZER_FAILED, out)
 
     # ------------------------------------------------------------ output
 
-    @property
-    def _reads(self) -> bool:
-        """More text is expected."""
-        return self.state is RequestState.STREAMING and self._stop is None and not self._text_lost
-
     def tokens(self, entry: TokenEntry, out: Outbox) -> None:
         """New output of the sequence."""
-        if self._reads:
-            try:
-                self._feed.push(entry.offset, entry.ids, entry.logprobs, out.decode)
-            except ProtocolError as error:
-                self.fail(ProtocolError(f"sequence {self.rid}: {error.message}", rid=self.rid), out)
-
-    def decoded(self, item: DecodedItem, out: Outbox) -> None:
-        """The tokenizer's answer to the oldest tokens it has of this request, or to the flush after the last ones."""
-        if not self._reads:
+        if self.state is not RequestState.STREAMING or not self._reads:
             return
-        try:
-            piece = self._feed.decoded(item, out.decode)
-        except ProtocolError as error:
-            self.fail(ProtocolError(f"sequence {self.rid}: {error.message}", rid=self.rid), out)
-            return
-        text = item.text
-        if piece is not None:
-            text = ""
-            if self._feed.is_shown(piece):
-                self._reply(Tokens(self.req, piece.offset, piece.ids, item.text, piece.logprobs), out)
-            elif self._end is None:  # the client has read these long ago
-                out.kernel.append(SeqAck(self.rid, self._feed.delivered))
-        if item.stop is not None:
-            self._stopped(item.stop, text, out)
-        elif item.final:
-            self._finish(text, out)
+        if entry.offset > self._feed.received:  # the microkernel could not send all of it: it knows the rest
+            self._move(RequestState.RESUMING)
+            self._attach(out)
+        else:
+            self._push(entry.offset, entry.ids, entry.logprobs, out)
 
     def end(self, end: SeqEnd, out: Outbox) -> None:
         """The microkernel's last word; the tokenizer may still hold text back."""
-        if self.state is not RequestState.STREAMING or self._end is not None:
+        if self.state is not RequestState.STREAMING:
             return
-        self._end = end
         if self._reads:
-            self._feed.complete(out.decode)
+            if self._end is None:
+                self._end = end
+                self._feed.complete(out.decode)
         else:
+            self._end = end
             self._finish("", out)
 
     def acknowledge(self, upto: int, out: Outbox) -> None:
         """The client has read below `upto`; more than it was sent it can not have read."""
-        if self.state is RequestState.STREAMING and self._end is None:
-            out.kernel.append(SeqAck(self.rid, min(upto, self._feed.delivered)))
+        if self.state in READING:
+            self._acknowledge(min(upto, self._feed.sent), out)
 
-    # ------------------------------------------------------------ endings
+    def _acknowledge(self, upto: int, out: Outbox) -> None:
+        if upto > self._acked:
+            self._acked = upto
+            if self.state is RequestState.STREAMING and self._end is None:
+                out.kernel.append(SeqAck(self.rid, upto))
 
-    def replaced(self, out: Outbox) -> None:
-        """Another reader took the sequence over. Whoever has its end already needs no more of it."""
-        if self.state is not RequestState.STREAMING or self._end is not None:
-            return
-        self._reply_error(WrongState("another reader took over", field="rid", rid=self.rid), out)
-        self._close(out)
-        self._move(RequestState.ENDED)
+    # ------------------------------------------------------------ how it ends
 
     def cancel(self, out: Outbox) -> None:
-        """The client does not want more. Idempotent."""
+        """The client wants the end of it; the answer is its Finished."""
         if self.state is RequestState.ENCODING:
             usage = Usage(0, 0, 0, 0, 0.0, 0.0)
             self._reply(Finished(self.req, 0, FinishReason.CANCELLED, "", usage), out)
@@ -196,22 +232,26 @@ class Stream(Request):
         elif not self.is_over:
             self._ask_cancel(FinishReason.CANCELLED, out)
 
-    def text_lost(self, error: LlmosError, out: Outbox) -> None:
-        """The tokenizer lost this stream. Only its owner ends the sequence for that; to others it can be told anew."""
-        if not self._reads:
-            return
-        if not self.is_owner:
-            self.fail(error, out)
-            return
-        self._text_lost = True
-        if self._end is not None:
-            self._finish("", out)
-        else:
-            self._ask_cancel(FinishReason.TOKENIZER_FAILED, out)
+    def replaced(self, out: Outbox) -> None:
+        """Another reader took the sequence over. One that has its end goes on to it."""
+        if self.state is RequestState.STREAMING and self._end is None:
+            self.refused(WrongState("another reader took over", field="rid", rid=self.rid), out)
 
     def refused(self, error: LlmosError, out: Outbox) -> None:
+        if self.state is RequestState.RESUMING:
+            if self._end is not None:  # it asked just to be sure
+                self._finish("", out)
+                return
+            if isinstance(error, NotFound):
+                error = Unavailable(f"sequence {self.rid} was lost with the microkernel", rid=self.rid)
         self._close(out)
         super().refused(error, out)
+
+    def fail(self, error: LlmosError, out: Outbox) -> None:
+        if self.state is RequestState.RESUMING and self._end is not None:
+            self._finish("", out)
+        else:
+            super().fail(error, out)
 
     def abandon(self, out: Outbox) -> None:
         if self.state is RequestState.STREAMING and self._end is None:
@@ -229,25 +269,33 @@ class Stream(Request):
         else:
             out.leave.append(SeqDetach(self.rid))
 
-    def _close(self, out: Outbox) -> None:
-        if self._reads:
-            out.text.append(DecodeClose(self.number))
-
     def _ask_cancel(self, reason: FinishReason, out: Outbox) -> None:
         if self._cancel is None:
             self._cancel = reason
             if self.state is RequestState.STREAMING and self._end is None:
                 out.kernel.append(SeqCancel(self.rid, reason))
 
-    def _stopped(self, stop: str, text: str, out: Outbox) -> None:
-        """A stop string ends the text; tokens after it, already here or still to come, do not count."""
-        self._stop = stop
-        if self._end is None or self._feed.received > self._feed.delivered:
-            out.kernel.append(
-                SeqFinish(self.rid, self._feed.delivered)
-            )  # after its end, for an open sequence to drop them
-        if self._end is not None:
+    def _stopped(self, text: str, out: Outbox) -> None:
+        """Tokens after the stop string, already here or still to come, do not count."""
+        if self._end is None:
+            if self.state is RequestState.STREAMING:
+                out.kernel.append(SeqFinish(self.rid, self._feed.delivered))
+        elif self._feed.received > self._feed.delivered and not self._question.is_submit:
+            self._cut(out)
+        else:
             self._finish(text, out)
+
+    def _cut(self, out: Outbox) -> None:
+        """The output has ended, with tokens after the stop string. An open sequence must have dropped them when the client hears of
+        the end.
+        """
+        self._was_cut = True
+        self._move(RequestState.RESUMING)
+        out.kernel.append(SeqFinish(self.rid, self._feed.delivered))
+        self._attach(out)
+
+    def _attach(self, out: Outbox) -> None:
+        out.kernel.append(SeqAttach(self.number, self.rid, self._question.wanted.owner))
 
     def _finish(self, text: str, out: Outbox) -> None:
         assert self._end is not None
@@ -255,12 +303,7 @@ class Stream(Request):
         if self._stop is not None:
             reason = FinishReason.STOP
             usage = msgspec.structs.replace(usage, output_tokens=self._feed.delivered)
-        elif self._text_lost:
+        elif self._text_failed:
             reason = FinishReason.TOKENIZER_FAILED
         self._reply(Finished(self.req, self.rid, reason, text, usage, self._stop), out)
         self._move(RequestState.ENDED)
-
-
-def deadline_left(deadline_ms: float | None, elapsed_s: float) -> float | None:
-    """What is left of a deadline once the prompt is encoded; never 0, so that the microkernel refuses in its own words."""
-    return None if deadline_ms is None else max(_LEAST_DEADLINE_MS, deadline_ms - elapsed_s * 1000)

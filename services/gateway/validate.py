@@ -39,6 +39,7 @@ from llmos.protocol.messages import (
     ModelInfo,
     Nice,
     RecordWrite,
+    RestartService,
     Spawn,
     Suspend,
     TenantSet,
@@ -129,6 +130,8 @@ def check_control(request: ControlVerb, is_administrator: bool) -> None:
             raise PermissionRefused("tenants are changed by administrators only", field="tenant")
     elif isinstance(request, RecordWrite) and not is_administrator:
         raise PermissionRefused("the flight recorder is for administrators only")
+    elif isinstance(request, RestartService) and not is_administrator:
+        raise PermissionRefused("services are restarted by administrators only")
 
 
 def find_model(name: str | None, models: Mapping[str, ModelInfo]) -> ModelInfo:

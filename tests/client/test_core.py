@@ -1,13 +1,15 @@
-"""The SDK without I/O: routing, gaps, endings, acknowledgements."""
+"""The SDK without I/O: routing, gaps, endings, acknowledgements, and what an interruption leaves."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from gateway_world import usage
 
-from llmos.client._core import ACK_EVERY_TOKENS, AckCounter, ClientCore, Drain, Generation, Reply
+from llmos.client._core import ACK_EVERY_TOKENS, AckCounter, ClientCore, ConnectionLost, Drain, Reply
+from llmos.client.generation import Generation
 from llmos.client.types import Chunk, Completion
 from llmos.codes import ErrorCode, FinishReason
 from llmos.errors import NotFound, ProtocolError, SequenceFailed, Unavailable, WrongState
@@ -16,8 +18,23 @@ from llmos.protocol import messages as m
 
 def stream(core: ClientCore, start: int = 0, *, detaches: bool = False) -> tuple[int, list[Any]]:
     items: list[Any] = []
-    req, _ = core.add(lambda req: Generation(req, items.append, start, detaches=detaches))
+    req, _ = core.add(Generation(items.append, start, detaches=detaches).asked)
     return req, items
+
+
+def interrupted(*before: m.Message, start: int = 0, **options: Any) -> tuple[ClientCore, Generation, list[Any]]:
+    """A stream that got these messages under number 1, lost its connection, and was asked for again under number 1 of another one."""
+    items: list[Any] = []
+    losses: list[bool] = []
+    generation = Generation(items.append, start, on_lost=lambda: losses.append(True), **options)
+    first, second = ClientCore(), ClientCore()
+    first.add(generation.asked)
+    for message in before:
+        first.receive(message)
+    first.lose_all()
+    assert losses == [True]
+    second.add(generation.asked)
+    return second, generation, items
 
 
 def test_a_stream_becomes_chunks_and_a_completion() -> None:
@@ -78,11 +95,11 @@ def test_another_reader_is_a_typed_error() -> None:
     assert items[0].rid == 77
 
 
-@pytest.mark.parametrize("end", ["finished", "error", "death"])
+@pytest.mark.parametrize("end", ["finished", "error", "failure", "death"])
 def test_a_drain_acknowledges_what_nobody_reads(end: str) -> None:
     core = ClientCore()
     items: list[Any] = []
-    req, left = core.add(lambda req: Generation(req, items.append, 10, detaches=True))
+    req, left = core.add(Generation(items.append, 10, detaches=True).asked)
     core.receive(m.Tokens(req, 10, (1, 2), "ab"))
     assert core.replace(req, left, Drain(left))
     assert not core.replace(req, left, Drain(left)), "only once"
@@ -93,8 +110,10 @@ def test_a_drain_acknowledges_what_nobody_reads(end: str) -> None:
         core.receive(m.Finished(req, 77, FinishReason.STOP, "c", usage(3, 7)))
     elif end == "error":
         core.receive(m.Error(req, ErrorCode.WRONG_STATE, "another reader took over"))
-    else:
+    elif end == "failure":
         core.fail_all(Unavailable("lost"))
+    else:
+        core.lose_all()
     assert len(core) == 0
     assert [item.text for item in items] == ["ab"], "nobody is told"
 
@@ -168,6 +187,88 @@ def test_everybody_is_told_when_the_connection_is_useless(how: str) -> None:
         core.receive(m.Error(0, ErrorCode.UNAVAILABLE, "lost"))
     assert [str(item) for item in first + second] == ["lost", "lost"]
     assert len(core) == 0
+
+
+def test_a_lost_connection_leaves_replies_unknown_and_streams_unfinished() -> None:
+    core = ClientCore()
+    items: list[Any] = []
+    core.add(lambda _: Reply(m.PsReply, items.append))
+    generation = Generation(items.append, on_lost=lambda: items.append("lost"))
+    core.add(generation.asked)
+    core.lose_all()
+    assert (type(items[0]), items[1]) == (ConnectionLost, "lost")
+    assert len(core) == 0
+    assert not generation.ended
+
+
+def test_only_what_ends_with_its_client_is_owned() -> None:
+    core = ClientCore()
+    for owned in (False, True, False, True):
+        core.add(Generation(print, owned=owned).asked)
+    core.add(lambda _: Reply(m.PsReply, print))
+    assert core.owned() == [2, 4]
+
+
+ACCEPTED = m.Accepted(1, 77, "demo", 3)
+
+
+def test_an_interrupted_stream_goes_on_where_it_was() -> None:
+    core, generation, items = interrupted(ACCEPTED, m.Tokens(1, 0, (5, 6), "a"))
+    assert (generation.rid, generation.upto, generation.accepted) == (77, 2, False)
+    core.receive(ACCEPTED)
+    core.receive(m.Tokens(1, 0, (5, 6), "a"))  # it has these already
+    core.receive(m.Tokens(1, 2, (7,), "bc"))
+    core.receive(m.Tokens(1, 2, (7,), "bc"))
+    core.receive(m.Finished(1, 77, FinishReason.STOP, "d", usage(3, 3)))
+    assert [(item.offset, item.token_ids, item.text) for item in items[:-1]] == [
+        (0, (5, 6), "a"),
+        (2, (7,), "bc"),
+        (3, (), "d"),
+    ]
+    assert (items[-1].text, items[-1].token_ids, items[-1].model) == ("abcd", (5, 6, 7), "demo")
+
+
+@pytest.mark.parametrize("offset", [1, 3])
+def test_a_gap_or_half_a_repetition_after_an_interruption_is_an_error(offset: int) -> None:
+    core, _, items = interrupted(ACCEPTED, m.Tokens(1, 0, (5, 6), "a"))
+    core.receive(ACCEPTED)
+    assert core.receive(m.Tokens(1, offset, (6, 7), "bc")) == m.Cancel(1)
+    assert isinstance(items[-1], ProtocolError)
+    assert f"offset {offset}, expected 2" in str(items[-1])
+
+
+@pytest.mark.parametrize("other", [m.Accepted(1, 78, "demo", 3), m.Accepted(1, 77, "demo", 5)])
+def test_another_output_is_not_the_rest_of_this_one(other: m.Accepted) -> None:
+    core, _, items = interrupted(ACCEPTED, m.Tokens(1, 0, (5, 6), "a"))
+    assert core.receive(other) is None, "it may be somebody else's"
+    assert isinstance(items[-1], Unavailable)
+    assert "has another output by now" in str(items[-1])
+
+
+def test_log_probabilities_that_were_lost_are_not_a_number() -> None:
+    known = m.TokenLogprobs(-0.5)
+    core, generation, items = interrupted(ACCEPTED, m.Tokens(1, 4, (5,), "a", (known,)), start=4)
+    generation.wants_logprobs = True
+    core.receive(ACCEPTED)
+    core.receive(m.Tokens(1, 5, (6, 7), "bc"))
+    core.receive(m.Tokens(1, 7, (8,), "d", (known,)))
+    core.receive(m.Finished(1, 77, FinishReason.STOP, "", usage(3, 8)))
+    assert [len(item.logprobs) for item in items[:3]] == [1, 2, 1]
+    found = [entry.logprob for entry in items[-1].logprobs]
+    assert (found[0], found[3]) == (-0.5, -0.5)
+    assert all(math.isnan(value) for value in found[1:3])
+
+
+def test_log_probabilities_stay_with_their_tokens_whoever_attaches() -> None:
+    core = ClientCore()
+    req, items = stream(core, 2, detaches=True)
+    core.receive(m.Tokens(req, 2, (5, 6), "ab"))  # old tokens come without
+    core.receive(m.Tokens(req, 4, (7,), "c", (m.TokenLogprobs(-0.5),)))
+    core.receive(m.Tokens(req, 5, (8,), "d"))
+    core.receive(m.Finished(req, 77, FinishReason.STOP, "", usage(3, 6)))
+    found = [entry.logprob for entry in items[-1].logprobs]
+    assert found[2] == -0.5
+    assert [math.isnan(value) for value in found] == [True, True, False, True]
 
 
 def test_probes_and_tails_are_ignored() -> None:

@@ -13,6 +13,7 @@ from stream_events import (
     ending,
     feed,
     generation,
+    submitted,
     to_client,
 )
 
@@ -25,12 +26,12 @@ from llmos.services.gateway.streams import Stream
 
 
 def test_continue_reads_from_the_beginning_of_its_output() -> None:
-    stream, out = Stream(9, b"client", 4, "echo", CONTINUE), Outbox()
-    stream.submit(out)
-    assert out == Outbox(kernel=[CONTINUE])
+    stream = Stream(9, b"client", 4, "echo", CONTINUE)
+    assert submitted(stream) == Outbox(kernel=[CONTINUE])
     out = Outbox()
-    stream.answered(m.SeqAttached(9, 70, "echo", 12, PARAMS, b""), out)
+    stream.answered(m.SeqAttached(9, 70, "echo", 12, PARAMS, b""), 0.0, out)
     assert to_client(out) == [m.Accepted(4, 70, "echo", 12)]
+    stream.take_turn(out)
     assert out.text == [m.DecodeOpen(9, "echo", ("END",))]
     assert (out.decode, out.kernel) == ([], [])
     feed(stream, 0, 10)
@@ -97,7 +98,7 @@ def test_attach_finds_the_stop_string_that_nobody_looked_for() -> None:
 
 
 def test_a_stop_string_below_the_offset_of_the_client_gives_just_the_end() -> None:
-    stream, _ = attached(10, 11, 12, offset=3, end=ending(FinishReason.STOP, 2))
+    stream, _ = attached(10, 11, offset=3, end=ending(FinishReason.STOP, 2))
     out = decode(stream, "secret", 2, "END")
     assert to_client(out) == [m.Finished(4, 70, FinishReason.STOP, "", usage(3, 2), "END")]
 
@@ -115,7 +116,7 @@ def test_who_has_the_end_is_not_replaced() -> None:
     feed(stream, 0, 10)
     end(stream, FinishReason.LENGTH, 1)
     stream.replaced(out)
-    assert not out
+    assert out == Outbox()
     assert to_client(decode(stream, "a", 1)) == [m.Tokens(4, 0, (10,), "a")]
     (finished,) = to_client(decode(stream, "", 0, final=True))
     assert isinstance(finished, m.Finished)

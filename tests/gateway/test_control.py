@@ -21,7 +21,7 @@ from llmos.services.gateway.validate import check_control
 ALICE = Asker(b"alice", "alice", is_administrator=False)
 ROOT = Asker(b"root", "root", is_administrator=True)
 BOB = Asker(b"bob", "bob", is_administrator=False)
-FOR_ADMINISTRATORS = [m.TenantSet(5, "alice", weight=3.0), m.RecordWrite(5)]
+FOR_ADMINISTRATORS = [m.TenantSet(5, "alice", weight=3.0), m.RecordWrite(5), m.RestartService(5, "gateway")]
 VERBS = [
     m.PsGet(5, "mallory"),
     m.Kill(5, 1, "mallory"),
@@ -132,6 +132,7 @@ def test_answers_find_their_clients() -> None:
         (m.Nice(5, 1, -20), "nice"),
         (m.TenantSet(5, "alice", weight=2.0), "tenant"),
         (m.RecordWrite(5), None),
+        (m.RestartService(5, "gateway"), None),
     ],
 )
 def test_what_only_administrators_may(verb: Any, field: str | None) -> None:

@@ -9,6 +9,7 @@ from daemon import FAKE, running, wait_until
 from small_models import make_model
 
 from llmos import Client
+from llmos.client.options import PageWord
 from llmos.codes import SeqState
 from llmos.errors import InvalidRequest, NotFound
 
@@ -19,22 +20,22 @@ def state_of(client: Client, rid: int) -> SeqState:
     return SeqState(next(row.state for row in client.ps() if row.rid == rid))
 
 
-@pytest.mark.parametrize("keep_pages", [True, False])
-def test_suspend_and_resume_leave_greedy_output_unchanged(keep_pages: bool, tmp_path: Path):
+@pytest.mark.parametrize("pages", ["keep", "swap", "drop"])
+def test_suspend_and_resume_leave_greedy_output_unchanged(pages: PageWord, tmp_path: Path):
     make_model("llama-tied", tmp_path / "model")
     config = (
         f'[microkernel]\nclient_window_tokens = 512\n[[models]]\nname = "small"\npath = "{tmp_path / "model"}"\n'
-        'dtype = "float32"\nthreads = 1\n'
+        'dtype = "float32"\nthreads = 1\nhost_cache_gib = 0.01\n'
     )
     with running(config) as daemon, Client(daemon.run_dir) as client:
         whole = client.generate([1, 2, 3], temperature=0.0, max_tokens=400)
         stream = client.generate([1, 2, 3], temperature=0.0, max_tokens=400, stream=True)
         ids = list(next(stream).token_ids)
-        client.suspend(stream.rid, keep_pages=keep_pages)
+        client.suspend(stream.rid, pages)
         assert state_of(client, stream.rid) is SeqState.SUSPENDED
         assert client.explain(stream.rid).suspensions == 1
         (row,) = client.ps()
-        assert (row.pages > 0) == keep_pages
+        assert (row.pages > 0, row.host_pages > 0) == (pages == "keep", pages == "swap")
         client.resume(stream.rid)
         for chunk in stream:
             ids += chunk.token_ids

@@ -1,123 +1,127 @@
-"""Seeded simulation: arrivals, cancels, kills, suspensions, renices, quota changes, slow readers, executor restarts.
+"""The seeded simulation (tests/support/simulation): a fixed share of what `python bench/simulate.py` runs at length.
 
-After every step all invariants are asserted (World.step), every stream must be the known answer, and at the end everything that was
-accepted has exactly one end and no page is held. A failing seed reproduces by its number.
+A failing seed is cut down to the events that are needed, and says how to see it again.
 """
 
 from __future__ import annotations
 
-import random
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
 
 import pytest
-from kernel_world import CONTROL, GATEWAY, World
+from simulation.choose import KINDS
+from simulation.events import Event, from_list
+from simulation.run import Life, replay, setup_of
+from simulation.shrink import Violation, attempt, find, leave_out, shrink, story
 
-from llmos.codes import ErrorCode, FinishReason, PageFate
-from llmos.protocol import messages as m
-from llmos.protocol.limits import UNLIMITED
+from llmos.codes import FinishReason
+from llmos.microkernel.holdings import Holdings
 
-OWNERS = ("alice", "bob", "carol")
-
-
-def simulate(seed: int, events: int) -> World:
-    rng = random.Random(seed)
-    page_size = rng.choice([1, 2, 4, 8])
-    num_pages = rng.randint(64, 160) // page_size
-    world = World(
-        num_pages=num_pages, page_size=page_size, max_rows=rng.randint(1, 12), max_step_tokens=rng.randint(3, 40),
-        steps_in_flight=rng.randint(1, 4), prefix_cache=rng.random() < 0.8, window=rng.choice([4, 10**6]),
-    )  # fmt: skip
-    world.start_executor()
-    families = [[rng.randrange(1000) for _ in range(24)] for _ in range(3)]
-    for _ in range(events):
-        _one_event(world, rng, families, num_pages * page_size)
-    _settle(world)
-    return world
+SEEDS = range(100)
+EVENTS = 700
+SCRIPT = Path(__file__).parents[2] / "bench" / "simulate.py"
 
 
-def _one_event(world: World, rng: random.Random, families: list[list[int]], capacity: int) -> None:
-    kind = rng.random()
-    live = list(world.kernel.state.sequences)
-    if kind < 0.12 and len(live) < 40:
-        prompt = rng.choice(families)[: rng.randint(1, 24)] + [rng.randrange(1000) for _ in range(rng.randint(0, 6))]
-        stop = tuple(rng.randrange(1000) for _ in range(rng.choice([0, 0, 30])))
-        world.submit(
-            prompt[: capacity - 2],
-            max_tokens=rng.choice([None, 1, 3, 12, 40]),
-            seed=rng.randrange(50),
-            stop_token_ids=stop,
+@lru_cache
+def lived(seed: int) -> tuple[Life | None, Violation | None]:
+    return find(seed, EVENTS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_life(seed: int):
+    _, violation = lived(seed)
+    if violation is not None:
+        pytest.fail(story(seed, EVENTS, setup_of(seed), shrink(setup_of(seed), violation)), pytrace=False)
+
+
+def test_these_lives_reach_everything():
+    """A simulation in which nothing happens finds nothing."""
+    kinds, reasons, counts, events = Counter(), Counter(), Counter(), 0
+    for seed in SEEDS:
+        life, _ = lived(seed)
+        assert life is not None
+        events += life.count
+        kinds.update(event.kind for event in life.events)
+        reasons.update(known.reason for known in life.world.ledger.all)
+        for lane in life.world.kernel.state.lanes.values():
+            counters = lane.scheduler.counters
+            counts.update({name: getattr(counters, name) for name in counters.__slots__})
+            counts["dropped"] += lane.results_dropped
+    assert events > 70_000
+    assert set(KINDS) == set(kinds)
+    assert set(FinishReason) - set(reasons) <= {FinishReason.SHUTDOWN, FinishReason.POISONED}
+    least = {
+        "preemptions": 200, "swaps_out": 50, "swaps_in": 20, "pages_copied": 20, "prefix_hit_tokens": 1000,
+        "deadline_misses": 20, "dropped": 50, "tokens_committed": 10_000,
+    }  # fmt: skip
+    assert {name: counts[name] for name in least if counts[name] < least[name]} == {}
+
+
+def test_a_seed_gives_the_same_life_in_every_process():
+    life, _ = find(3, 300)
+    assert life is not None
+    for hash_seed in ("1", "2"):
+        command = [sys.executable, str(SCRIPT), "--seed", "3", "--events-per-seed", "300"]
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
         )
-    elif kind < 0.15 and live:
-        world.send(GATEWAY, m.SeqCancel(rng.choice(live), FinishReason.CANCELLED))
-    elif kind < 0.16 and live:
-        world.send(CONTROL, m.Kill(1, rng.choice(live)))
-    elif kind < 0.17 and live:
-        rid = rng.choice(live)
-        world.send(GATEWAY, m.SeqFinish(rid, rng.randint(0, len(world.streams[rid].ids))))
-    elif kind < 0.22 and live:
-        rid = rng.choice(live)
-        world.send(GATEWAY, m.SeqAck(rid, len(world.streams[rid].ids)))
-    elif kind < 0.26 and live:
-        world.send(CONTROL, m.Suspend(1, rng.choice(live), rng.choice(list(PageFate))))
-    elif kind < 0.31 and live:
-        world.send(CONTROL, m.Resume(1, rng.choice(live)))
-    elif kind < 0.33 and live:
-        world.send(CONTROL, m.Nice(1, rng.choice(live), rng.randint(-20, 19)))
-    elif kind < 0.35:
-        _change_tenant(world, rng)
-    elif kind < 0.355:
-        world.start_executor()  # registers anew: all pages void
-    elif kind < 0.36 and live and world.executor is not None:
-        world.executor.fail_rows[rng.choice(live)] = FinishReason.NUMERICAL_ERROR
-    else:
-        world.step()
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert result["digest"] == f"{life.digest:08x}"
+        assert (result["events"], result["violations"]) == (life.count, 0)
 
 
-def _try_submit(world: World, rng: random.Random, prompt: list[int], stop: tuple[int, ...], options: dict) -> None:
-    """A refusal is fine if it is typed: quotas and deadlines may not allow the sequence."""
-    owner = rng.choice(OWNERS)
-    limit = rng.choice([None, 1, 3, 12, 40])
-    try:
-        world.submit(prompt, owner=owner, max_tokens=limit, seed=rng.randrange(50), stop_token_ids=stop, **options)
-    except AssertionError:
-        assert world.replies[-1].code in (ErrorCode.CONTEXT_TOO_LONG, ErrorCode.OVERLOADED, ErrorCode.INVALID_REQUEST)
+def test_a_life_is_its_list_of_events():
+    life, _ = find(4, 300)
+    assert life is not None
+    events = [from_list(json.loads(json.dumps(event.as_list()))) for event in life.events]
+    again = replay(life.setup, events)
+    assert (again.digest, again.count) == (life.digest, life.count)
 
 
-def _change_tenant(world: World, rng: random.Random) -> None:
-    pages = world.shape[0]
-    change = rng.choice(
-        [
-            {"weight": rng.choice([0.5, 1.0, 3.0])},
-            {"max_pages": rng.choice([pages // 2, pages, UNLIMITED])},
-            {"guaranteed_pages": rng.choice([0, pages // 8, pages // 4])},
-            {"max_running": rng.choice([1, 3, UNLIMITED])},
-            {"tokens_per_s": rng.choice([0.0, 50.0, 1000.0])},
-        ]
-    )
-    world.send(CONTROL, m.TenantSet(1, rng.choice(OWNERS), **change))
+def test_any_part_of_a_life_is_a_life():
+    for seed in (5, 6):
+        life, _ = find(seed, 300)
+        assert life is not None
+        for part in (life.events[::2], life.events[1::3], life.events[150:], [e for e in life.events if e.number % 7]):
+            assert attempt(life.setup, part) is None
 
 
-def _settle(world: World) -> None:
-    while world.kernel.state.sequences:
-        world.run()
-        world.now += 1.0  # token rates refill
-        for rid in list(world.kernel.state.sequences):
-            world.send(CONTROL, m.Resume(1, rid))
-        for rid in list(world.kernel.state.sequences):  # only unread streams may be left
-            world.send(GATEWAY, m.SeqAck(rid, len(world.streams[rid].ids)))
-    world.run()
+def test_a_violation_is_cut_down_and_told(monkeypatch: pytest.MonkeyPatch):
+    """Planted: a sequence writes on in a page that others read."""
+    monkeypatch.setattr(Holdings, "tail_to_copy", lambda self, seq, num_tokens: None)
+    seed, violation = next((seed, found) for seed in range(50) if (found := find(seed, 300)[1]) is not None)
+    small = shrink(setup_of(seed), violation)
+    assert small.kind == violation.kind
+    assert len(small.events) <= 12 < len(violation.events)
+    assert attempt(setup_of(seed), small.events).kind == violation.kind
+    for place in range(len(small.events)):  # none of them could be left out
+        fewer = attempt(setup_of(seed), small.events[:place] + small.events[place + 1 :])
+        assert fewer is None or fewer.kind != violation.kind
+    lines = story(seed, 300, setup_of(seed), small).splitlines()
+    assert lines[0] == f"replay: python bench/simulate.py --seed {seed} --events-per-seed 300"
+    assert lines[1].startswith("setup ")
+    assert lines[2 : 2 + len(small.events)] == [str(event) for event in small.events]
+    assert lines[-1] == small.text
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_random_life(seed: int):
-    world = simulate(seed, events=600)
-    for rid, stream in world.streams.items():
-        assert stream.ids == stream.expected(len(stream.ids)), f"seed {seed}, rid {rid}"
-        assert stream.end is not None, f"seed {seed}, rid {rid} never ended"
-        if stream.end.reason == FinishReason.LENGTH and stream.params.max_tokens is not None:
-            assert len(stream.ids) <= stream.params.max_tokens
-    status = world.kernel.state.lanes["demo"].status()
-    assert status.pages_free + status.pages_cached == status.pages_total, f"seed {seed}: pages leaked"
+def test_leave_out_finds_the_two_that_matter():
+    events = [Event(number, "time") for number in range(100)]
+    tries = 0
+
+    def still_fails(rest: list[Event]) -> bool:
+        nonlocal tries
+        tries += 1
+        return {3, 77} <= {event.number for event in rest}
+
+    assert [event.number for event in leave_out(events, still_fails, lambda: True)] == [3, 77]
+    assert tries < 60
 
 
-def test_the_same_seed_gives_the_same_plans():
-    assert simulate(3, 300).plans == simulate(3, 300).plans
+def test_an_event_reads_well():
+    event = Event(17, "fork", 0.01, {"gate": "g1", "seq": "4.1", "count": 2, "owner": None})
+    assert str(event) == "#17    +0.01s   fork         gate=g1 seq=4.1 count=2"

@@ -27,13 +27,19 @@ TENANT_LIMITS = ("weight", "max_pages", "guaranteed_pages", "max_running", "max_
 
 
 class EchoKernel:
-    """`paused`: accepts and then waits. `silent`: does not even answer questions about sequences. `tokens_per_step` for each sequence.
-    `window`: a reader that is so far behind gets nothing more.
+    """`paused`: accepts and then waits. `silent`: does not even answer questions about sequences. `mute`: does everything and tells
+    nobody. `fatal`: at the first message of this type it is as good as dead, after it did what it was asked if `fatal_is_done`.
+    `tokens_per_step` for each sequence. `window`: a reader that is so far behind gets nothing more. `died`: the one whose
+    place it takes; it knows what that one knew, but for who read what and who waits.
     """
 
-    def __init__(self, run_dir: RunDir) -> None:
+    def __init__(self, run_dir: RunDir, died: EchoKernel | None = None) -> None:
         self.paused = False
         self.silent = False
+        self.mute = False
+        self.fatal: type[m.Message] | None = None
+        self.fatal_is_done = True
+        self.is_dead = False
         self.tokens_per_step = 3
         self.window = 4096
         self.seen: list[Any] = []
@@ -45,6 +51,8 @@ class EchoKernel:
         self._keys: dict[tuple[str, str | None], int] = {}  # (owner, client_request_id) -> rid
         self._waits: dict[int, list[tuple[Peer, int]]] = {}
         self._next_rid = 100
+        if died is not None:
+            self._recover(died)
         roles = frozenset({"gateway"})
         self.listener: AsyncListener[Any] = AsyncListener(run_dir, "kernel", Schema(m.ToKernel), roles)
         self.control: AsyncListener[Any] = AsyncListener(run_dir, "kernel-control", Schema(m.ToKernel), roles)
@@ -59,6 +67,17 @@ class EchoKernel:
             m.SeqFinish: self._stop_string,
             m.SeqAck: self._ack,
         }
+
+    def _recover(self, died: EchoKernel) -> None:
+        self.sequences, self.ended, self._keys = died.sequences, died.ended, died._keys
+        self.tenants, self._next_rid, self.paused, self.window = died.tenants, died._next_rid, died.paused, died.window
+        self.tokens_per_step = died.tokens_per_step
+        for seq in (*self.sequences.values(), *self.ended.values()):
+            seq.reader, seq.last_reader, seq.acked = None, None, 0
+
+    def _tell(self, listener: AsyncListener[Any], peer: Peer, message: m.Message) -> None:
+        if not self.mute:
+            listener.send(peer, message)
 
     async def run(self) -> None:
         while True:
@@ -75,7 +94,7 @@ class EchoKernel:
     async def run_steps(self) -> None:
         while True:
             await asyncio.sleep(0.001)
-            if not self.paused:
+            if not self.paused and not self.is_dead:
                 self.step()
 
     def step(self) -> None:
@@ -96,18 +115,23 @@ class EchoKernel:
                 ends += [end] if end else []
         for peer, (entries, ends) in batches.items():
             if entries or ends:
-                self.listener.send(peer, m.SeqTokens(tuple(entries), tuple(ends)))
+                self._tell(self.listener, peer, m.SeqTokens(tuple(entries), tuple(ends)))
 
     # ------------------------------------------------------------ sequences
 
     def _serve(self, listener: AsyncListener[Any], peer: Peer, message: Any) -> None:
+        if self.fatal is not None and isinstance(message, self.fatal):
+            self.fatal, self.mute = None, True
+            self.is_dead = not self.fatal_is_done
+        if self.is_dead:
+            return
         try:
             handler = self._handlers.get(type(message))
             answer = handler(peer, message) if handler else self._verb(peer, message)
         except LlmosError as error:
             answer = error_message(error, getattr(message, "req", 0))
         if answer is not None and not (self.silent and type(message) in self._handlers):
-            listener.send(peer, answer)
+            self._tell(listener, peer, answer)
 
     def _new(self, owner: str, model: str, tokens: list[int], is_open: bool, parent: int | None) -> EchoSequence:
         above = None if parent is None else self._known(parent, owner)
@@ -144,12 +168,23 @@ class EchoKernel:
             self._keys[seq.owner, key] = seq.rid
 
     def _append(self, peer: Peer, message: m.SeqAppend) -> m.Message:
+        tokens = list(unpack_i32(message.tokens))
+        if message.expect is not None:
+            seq, end = self._known(message.rid, message.owner), message.expect + len(tokens)
+            if seq.tokens[message.expect : end] == tokens:
+                return m.SeqAppended(message.req, seq.rid, end)
+            _check_length(seq, message.expect)
         seq = self._resting(message)
-        seq.tokens += unpack_i32(message.tokens)
+        seq.tokens += tokens
         seq.prompt_len, seq.end = len(seq.tokens), None
         return m.SeqAppended(message.req, seq.rid, len(seq.tokens))
 
     def _continue(self, peer: Peer, message: m.SeqContinue) -> m.Message:
+        if message.expect is not None:
+            seq = self._known(message.rid, message.owner)
+            if (seq.generating or (seq.end and seq.sent)) and seq.prompt_len == message.expect:
+                return self._attach(peer, m.SeqAttach(message.req, message.rid, message.owner))
+            _check_length(seq, message.expect)
         seq = self._resting(message)
         seq.begin(message.params, peer)
         seq.deadline_ms = message.deadline_ms
@@ -159,10 +194,12 @@ class EchoKernel:
         seq = self._known(message.rid, message.owner)
         if seq.generating:
             if seq.reader not in (None, peer):  # of two clients of one gateway only that gateway knows
-                self.listener.send(seq.reader, m.SeqReplaced(seq.rid))
+                self._tell(self.listener, seq.reader, m.SeqReplaced(seq.rid))
             seq.reader = peer
         elif seq.end is None:
             raise WrongState(f"sequence {seq.rid} has no output yet", field="rid", rid=seq.rid)
+        else:
+            seq.last_reader = peer
         output = pack_i32(seq.tokens[seq.prompt_len :])
         end = None if seq.generating else seq.end
         return m.SeqAttached(message.req, seq.rid, seq.model, seq.prompt_len, seq.params, output, end)
@@ -176,9 +213,14 @@ class EchoKernel:
             self._tell_end(seq, FinishReason(message.reason))
 
     def _stop_string(self, peer: Peer, message: m.SeqFinish) -> None:
-        if (seq := self._read_by(peer, message.rid)) is not None:
-            del seq.tokens[seq.prompt_len + message.upto :]
+        seq = self.sequences.get(message.rid)
+        if seq is None or peer != (seq.reader if seq.generating else seq.last_reader):
+            return
+        del seq.tokens[seq.prompt_len + message.upto :]
+        if seq.generating:
             self._tell_end(seq, FinishReason.STOP)
+        elif seq.end is not None:
+            seq.end = m.SeqEnd(seq.rid, FinishReason.STOP, usage(seq.prompt_len, seq.sent))
 
     def _ack(self, peer: Peer, message: m.SeqAck) -> None:
         self.acked[message.rid] = message.upto
@@ -218,19 +260,19 @@ class EchoKernel:
         """End the output, and the sequence too if it is not open or `whole`."""
         if seq.generating:
             seq.end = m.SeqEnd(seq.rid, reason, usage(seq.prompt_len, seq.sent))
-        seq.generating, seq.reader = False, None
+        seq.generating, seq.last_reader, seq.reader = False, seq.reader, None
         if whole or not seq.is_open:
             seq.reason = reason
             self.ended[seq.rid] = self.sequences.pop(seq.rid)
             for peer, req in self._waits.pop(seq.rid, ()):
-                self.control.send(peer, _waited(req, seq))
+                self._tell(self.control, peer, _waited(req, seq))
         return seq.end
 
     def _tell_end(self, seq: EchoSequence, reason: FinishReason, whole: bool = False) -> None:
         reader = seq.reader
         end = self._finish(seq, reason, whole)
         if reader is not None and end is not None:
-            self.listener.send(reader, m.SeqTokens((), (end,)))
+            self._tell(self.listener, reader, m.SeqTokens((), (end,)))
 
     # ------------------------------------------------------------ verbs
 
@@ -340,6 +382,11 @@ class EchoKernel:
             seq.reason,
             usage(seq.prompt_len, seq.sent),
         )
+
+
+def _check_length(seq: EchoSequence, expect: int) -> None:
+    if len(seq.tokens) != expect:
+        raise WrongState(f"sequence {seq.rid} has {len(seq.tokens)} tokens, not {expect}", field="rid", rid=seq.rid)
 
 
 def _waited(req: int, seq: EchoSequence) -> m.Waited:

@@ -54,6 +54,7 @@ class EchoSequence:
     job: int
     params: SamplingParams | None = None  # None = never generated
     reader: Peer | None = None
+    last_reader: Peer | None = None  # of the output that is over
     parent: int | None = None
     after: tuple[int, ...] = ()
     nice: int = 0

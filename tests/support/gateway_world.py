@@ -70,10 +70,11 @@ class _Stream:
 
 
 class FakeTokenizer:
-    """Token = byte. A chat becomes `role:content` lines. `mute`: take requests and never answer."""
+    """Token = byte. A chat becomes `role:content` lines. `mute`: take requests and never answer. `poison`: this text is not answered."""
 
-    def __init__(self, run_dir: RunDir, models: tuple[m.ModelInfo, ...]) -> None:
+    def __init__(self, run_dir: RunDir, models: tuple[m.ModelInfo, ...], poison: str) -> None:
         self.models = models
+        self.poison = poison
         self.mute = False
         self.seen: list[Any] = []
         self.streams: dict[int, _Stream] = {}
@@ -85,6 +86,8 @@ class FakeTokenizer:
         while True:
             peer, message = await self.listener.receive()
             self.seen.append(message)
+            if isinstance(message, m.Encode) and message.text == self.poison:
+                continue
             answer = self.handle(message)
             if answer is not None and not (self.mute and not isinstance(message, m.ModelInfoGet)):
                 self.listener.send(peer, answer)
@@ -117,9 +120,12 @@ class FakeTokenizer:
 
 
 class GatewayWorld:
-    """A real gateway between fakes, in a thread. `with GatewayWorld() as world: Client(world.path)`."""
+    """A real gateway between fakes, in a thread. `with GatewayWorld() as world: Client(world.path)`. `poison`: see FakeTokenizer."""
 
-    def __init__(self, *models: m.ModelInfo, max_in_flight: int = 64, max_clients: int = 16) -> None:
+    def __init__(
+        self, *models: m.ModelInfo, max_in_flight: int = 64, max_clients: int = 16, poison: str = ""
+    ) -> None:
+        self.poison = poison
         self.path = Path(tempfile.mkdtemp(prefix="llmos-gw-"))
         self.run_dir = RunDir(self.path)
         self.models = models or (model_info(),)
@@ -145,11 +151,12 @@ class GatewayWorld:
         self.gateway = Gateway(self.run_dir, "gateway", **self.limits)
 
     def start_tokenizer(self) -> None:
-        self.tokenizer = self.thread.do(FakeTokenizer, self.run_dir, self.models)
+        self.tokenizer = self.thread.do(FakeTokenizer, self.run_dir, self.models, self.poison)
         self._tokenizer_tasks = [self.thread.spawn(self.tokenizer.run())]
 
-    def start_kernel(self) -> None:
-        self.kernel = self.thread.do(EchoKernel, self.run_dir)
+    def start_kernel(self, died: EchoKernel | None = None) -> None:
+        """`died`: its sequences go on."""
+        self.kernel = self.thread.do(EchoKernel, self.run_dir, died)
         runs = (self.kernel.run(), self.kernel.run_control(), self.kernel.run_steps())
         self._kernel_tasks = [self.thread.spawn(run) for run in runs]
 

@@ -10,6 +10,9 @@ import hashlib
 from array import array
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
 
 from llmos.codes import FinishReason
 from llmos.microkernel.kernel import Kernel
@@ -29,6 +32,7 @@ _to_kernel = Schema(m.ToKernel)
 _from_kernel = Schema(m.FromKernel)
 
 
+@lru_cache(1 << 17)
 def token_at(seed: int, position: int) -> int:
     """The fake executor's answer; what every stream must therefore be is known beforehand."""
     digest = hashlib.blake2b(b"%d %d" % (seed, position), digest_size=8).digest()
@@ -42,29 +46,35 @@ def params(**changes: object) -> SamplingParams:
 
 @dataclass
 class Row:
+    """A sequence in the executor. `chain[i]`: hash of its first i + 1 tokens; `slots[i]`: where the KV of token i belongs."""
+
     rid: int
     tokens: array
     pages: array
     computed: int
     seed: int
     failed: bool = False
+    chain: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    hashed: int = 0
+    slots: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 class FakeExecutor:
     """Executes plans in order; `kv[page, slot]` is a hash of all tokens up to the one that was written there."""
 
-    def __init__(self, world: World, generation: int, num_pages: int, page_size: int) -> None:
-        self.world = world
+    def __init__(self, generation: int, num_pages: int, page_size: int, host_pages: int = 0) -> None:
         self.generation = generation
         self.page_size = page_size
-        self.kv: dict[tuple[int, int], bytes] = {}
-        self.host: dict[tuple[int, int], bytes] = {}
+        self.kv = np.zeros((num_pages, page_size), np.int64)  # 0: nothing was written there
+        self.host = np.zeros((host_pages, page_size), np.int64)
         self.pages_copied = 0
         self.rows: dict[int, Row] = {}
         self.decode: list[int] = []
         self.inbox: deque[m.StepPlan] = deque()
         self.computed_tokens = 0
-        self.fail_rows: dict[int, FinishReason] = {}  # rid -> reason, once
+        self.fail_rows: dict[int, int] = {}  # rid -> reason, once
+        self._flat = self.kv.reshape(-1)
+        self._in_page = np.arange(page_size)
 
     def run_one(self) -> m.StepResult:
         plan = self.inbox.popleft()
@@ -74,25 +84,27 @@ class FakeExecutor:
         for add in plan.row_adds:
             assert add.row not in self.rows, f"row {add.row} added twice"
             assert add.params.seed is not None
-            self.rows[add.row] = Row(
-                add.rid, unpack_i32(add.tokens), unpack_i32(add.pages), add.num_computed, add.params.seed
-            )
+            row = Row(add.rid, unpack_i32(add.tokens), unpack_i32(add.pages), add.num_computed, add.params.seed)
+            self.rows[add.row] = row
+            self._lay_out(row)
         appends = unpack_i32(plan.page_appends)
-        for row, index, page in zip(appends[0::3], appends[1::3], appends[2::3]):
-            assert len(self.rows[row].pages) == index
-            self.rows[row].pages.append(page)
+        for number, index, page in zip(appends[0::3], appends[1::3], appends[2::3]):
+            row = self.rows[number]
+            assert len(row.pages) == index
+            row.pages.append(page)
+            self._lay_out(row)
         if plan.decode is not None:
             self.decode = list(unpack_i32(plan.decode))
         samples: list[int] = []
         failed: list[int] = []
-        for row in self.decode:
-            self._compute(self.rows[row], len(self.rows[row].tokens) - 1, 1)
-            self._sample(row, samples, failed)
+        for number in self.decode:
+            self._compute(self.rows[number], len(self.rows[number].tokens) - 1, 1)
+            self._sample(number, samples, failed)
         prefill = unpack_i32(plan.prefill)
-        for row, start, length, sample in zip(prefill[0::4], prefill[1::4], prefill[2::4], prefill[3::4]):
-            self._compute(self.rows[row], start, length)
+        for number, start, length, sample in zip(prefill[0::4], prefill[1::4], prefill[2::4], prefill[3::4]):
+            self._compute(self.rows[number], start, length)
             if sample:
-                self._sample(row, samples, failed)
+                self._sample(number, samples, failed)
         return m.StepResult(self.generation, plan.step, pack_i32(samples), (), pack_i32(failed), 10, 0)
 
     def _copy(self, plan: m.StepPlan) -> None:
@@ -102,55 +114,62 @@ class FakeExecutor:
             (plan.swap_in, self.host, self.kv),
             (plan.copies, self.kv, self.kv),
         ):
-            ids = unpack_i32(blob)
-            pairs = list(zip(ids[0::2], ids[1::2]))
-            assert len({to for _, to in pairs}) == len(pairs), "two copies into one page"
-            slots = range(self.page_size)
-            contents = [(to, slot, source.get((page, slot))) for page, to in pairs for slot in slots]
-            for to, slot, content in contents:
-                target.pop((to, slot), None)
-                if content is not None:
-                    target[to, slot] = content
-            self.pages_copied += len(pairs)
+            if blob:
+                pairs = np.frombuffer(blob, "<i4").reshape(-1, 2)
+                assert len(set(pairs[:, 1].tolist())) == len(pairs), "two copies into one page"
+                target[pairs[:, 1]] = source[pairs[:, 0]]
+                self.pages_copied += len(pairs)
+
+    def _lay_out(self, row: Row) -> None:
+        row.slots = (np.asarray(row.pages)[:, None] * self.page_size + self._in_page).reshape(-1)
 
     def _compute(self, row: Row, start: int, length: int) -> None:
         if row.failed:
             return  # as the ABI says: nothing more comes from a failed row until it is freed
         assert start == row.computed, f"rid {row.rid}: computes from {start}, has {row.computed}"
-        assert start + length <= len(row.tokens)
-        prefix = self._read(row, start)
-        for position in range(start, start + length):
-            prefix = _chain(prefix, row.tokens[position])
-            slot = (row.pages[position // self.page_size], position % self.page_size)
-            self.kv[slot] = prefix
-        row.computed += length
+        end = start + length
+        assert end <= len(row.tokens)
+        _hash(row, end)
+        self._read(row, start)
+        slots = row.slots[start:end]
+        assert len(slots) == length, f"rid {row.rid}: {len(row.pages)} pages do not hold {end} tokens"
+        self._flat[slots] = row.chain[start:end]
+        row.computed = end
         self.computed_tokens += length
 
-    def _read(self, row: Row, upto: int) -> bytes:
+    def _read(self, row: Row, upto: int) -> None:
         """Every earlier slot must hold what this row's own prefix put there (or an equal prefix of another sequence)."""
-        prefix = b""
-        for position in range(upto):
-            prefix = _chain(prefix, row.tokens[position])
-            slot = (row.pages[position // self.page_size], position % self.page_size)
-            assert self.kv.get(slot) == prefix, f"rid {row.rid}: page {slot[0]} does not hold position {position}"
-        return prefix
+        right = self._flat[row.slots[:upto]] == row.chain[:upto]
+        if not right.all():
+            position = int(right.argmin())
+            page = row.pages[position // self.page_size]
+            raise AssertionError(f"rid {row.rid}: page {page} does not hold position {position}")
 
-    def _sample(self, row: int, samples: list[int], failed: list[int]) -> None:
-        owner = self.rows[row]
-        if owner.failed:
+    def _sample(self, number: int, samples: list[int], failed: list[int]) -> None:
+        row = self.rows[number]
+        if row.failed:
             return
-        reason = self.fail_rows.pop(owner.rid, None)
+        reason = self.fail_rows.pop(row.rid, None)
         if reason is not None:
-            owner.failed = True
-            failed += (row, int(reason))
+            row.failed = True
+            failed += (number, int(reason))
             return
-        token = token_at(owner.seed, len(owner.tokens))
-        samples += (row, len(owner.tokens), token)
-        owner.tokens.append(token)
+        token = token_at(row.seed, len(row.tokens))
+        samples += (number, len(row.tokens), token)
+        row.tokens.append(token)
 
 
-def _chain(prefix: bytes, token: int) -> bytes:
-    return hashlib.blake2b(prefix + token.to_bytes(4, "little"), digest_size=8).digest()
+def _hash(row: Row, end: int) -> None:
+    """Have the chain for the first `end` tokens. Hashes of tuples of integers are the same in every process."""
+    if end > len(row.chain):
+        longer = np.zeros(max(32, 2 * end), np.int64)
+        longer[: len(row.chain)] = row.chain
+        row.chain = longer
+    prefix = int(row.chain[row.hashed - 1]) if row.hashed else 1
+    for position in range(row.hashed, end):
+        prefix = hash((prefix, row.tokens[position]))
+        row.chain[position] = prefix
+    row.hashed = max(row.hashed, end)
 
 
 @dataclass
@@ -328,7 +347,7 @@ class World:
         for send in sends:
             message = _from_kernel.decode(encode(send.message))
             if isinstance(message, m.ExecutorWelcome):
-                self.executor = FakeExecutor(self, message.generation, self.shape[0], self.shape[1])
+                self.executor = FakeExecutor(message.generation, *self.shape[:2], self.host_shape[0])
             elif isinstance(message, m.StepPlan):
                 self.plans.append(message)
                 if self.executor is not None and send.peer == self.executor_peer:

@@ -21,9 +21,30 @@ ATTACH = m.SeqAttach(9, 70, "alice")
 def generation() -> Stream:
     """A Generate that is streaming."""
     stream = Stream(9, b"client", 4, "echo", SUBMIT, received=10.0)
-    stream.encoded(m.Encoded(9, pack_i32([1, 2, 3])), INFO, 10.0, Outbox())
-    stream.answered(m.SeqAccepted(9, 70), Outbox())
+    submitted(stream, 10.0)
+    stream.answered(m.SeqAccepted(9, 70), 10.0, Outbox())
+    stream.take_turn(Outbox())
     return stream
+
+
+def submitted(stream: Stream, now: float = 0.0) -> Outbox:
+    """The microkernel has been asked, a Continue with the answer of its Stat."""
+    out = Outbox()
+    if stream.rid == 0:
+        stream.encoded(m.Encoded(9, pack_i32([1, 2, 3])), INFO, now, out)
+    else:
+        stream.submit(now, out)
+    stream.sent(out.kernel[-1])
+    if isinstance(out.kernel[-1], m.Stat):
+        out = Outbox()
+        stream.answered(stats(70, 3), now, out)
+        stream.sent(out.kernel[-1])
+    return out
+
+
+def stats(rid: int, num_tokens: int, req: int = 9) -> m.Stats:
+    row = m.SeqRow(rid, "alice", "echo", 6, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
+    return m.Stats(req, row, m.JobRow(rid, 1, 1, 0, 0), num_tokens, None, (), 0, None, 0, usage())
 
 
 def attached(
@@ -31,8 +52,9 @@ def attached(
 ) -> tuple[Stream, Outbox]:
     """An Attach that was answered, and what came of it."""
     stream, out = Stream(9, b"client", 4, "", ATTACH, offset=offset), Outbox()
-    stream.submit(Outbox())
-    stream.answered(m.SeqAttached(9, 70, "other", 5, params, pack_i32(output), end), out)
+    submitted(stream)
+    stream.answered(m.SeqAttached(9, 70, "other", 5, params, pack_i32(output), end), 0.0, out)
+    stream.take_turn(out)
     return stream, out
 
 
