@@ -66,7 +66,14 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 def _spread(args: argparse.Namespace) -> dict[str, Any]:
     """The same in several processes: each takes every so manieth seed and its share of the events."""
     command = [sys.executable, str(Path(__file__).resolve()), "--events-per-seed", str(args.events_per_seed)]
-    command += ["--events", str(-(-args.events // args.jobs)), "--stride", str(args.jobs), "--shrink-s", str(args.shrink_s)]
+    command += [
+        "--events",
+        str(-(-args.events // args.jobs)),
+        "--stride",
+        str(args.jobs),
+        "--shrink-s",
+        str(args.shrink_s),
+    ]
     children = [
         subprocess.Popen([*command, "--seed", str(args.seed + index)], stdout=subprocess.PIPE, text=True)
         for index in range(args.jobs)

@@ -1,6 +1,6 @@
 """Carries out the script of faults and watches the recovery from each.
 
-A fault is injected when its process is there: one that is just being started again is waited for. Only children of the llmosd that
+A fault is injected when its process is there: one that is just being started again is waited for, or hit while it starts. Only children of the llmosd that
 this run started, and that llmosd itself, are ever hit.
 """
 
@@ -50,13 +50,14 @@ class Nemesis:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, script: Iterator[Planned]) -> None:
-        for planned in script:
-            await asyncio.sleep(planned.pause_s + self._limit.delay_s(planned.kind, time.monotonic()))
-            target = await self._target(planned)
-            if target is None:
-                self.missed += 1
-            else:
-                self._inject(planned, *target)
+        async with AsyncClient(self._home.run_dir) as client:
+            for planned in script:
+                await asyncio.sleep(planned.pause_s + self._limit.delay_s(planned.kind, time.monotonic()))
+                target = await self._target(planned, client)
+                if target is None:
+                    self.missed += 1
+                else:
+                    self._inject(planned, *target)
 
     async def settle(self, timeout_s: float, cut: asyncio.Event) -> None:
         """Wait until everything has recovered, the time is over, or nobody wants to wait any more."""
@@ -70,31 +71,29 @@ class Nemesis:
     def num_open(self) -> int:
         return len(self._open)
 
-    async def _target(self, planned: Planned) -> tuple[str, psutil.Process] | None:
-        """The process to hit, as soon as there is one."""
+    async def _target(self, planned: Planned, client: AsyncClient) -> tuple[str, psutil.Process] | None:
+        """The process to hit, as soon as there is one. Only what runs is stopped: the deadline of what starts is long, on purpose."""
         deadline = time.monotonic() + TARGET_WAIT_S
         while time.monotonic() < deadline:
-            found = self._candidates(planned)
+            found = self._candidates(planned.kind)
+            if planned.fault == "stop":
+                running = set((await self._running(client)).values())
+                running |= {self._standin.pid} if self._standin.serving.is_set() else set()
+                found = [(name, process) for name, process in found if process.pid in running and is_running(process)]
             if found:
                 return found[int(planned.pick * len(found))]
             await asyncio.sleep(0.02)
         return None
 
-    def _candidates(self, planned: Planned) -> list[tuple[str, psutil.Process]]:
-        """Who may be hit now; a process that is stopped already is not stopped again."""
+    def _candidates(self, kind: str) -> list[tuple[str, psutil.Process]]:
         supervisor = self._standin.pid
-        found: dict[str, psutil.Process] = {}
-        if planned.kind != "supervisor":
-            found = children(supervisor)
-        elif supervisor:
-            with contextlib.suppress(psutil.Error):
-                found = {SUPERVISOR: psutil.Process(supervisor)}
-        return [
-            (name, process)
-            for name, process in sorted(found.items(), key=lambda item: item[0])
-            if (planned.kind == "supervisor" or name.partition(".")[0] == planned.kind)
-            and (planned.fault == "kill" or is_running(process))
-        ]
+        if kind != "supervisor":
+            found = sorted(children(supervisor).items(), key=lambda item: item[0])
+            return [(name, process) for name, process in found if name.partition(".")[0] == kind]
+        with contextlib.suppress(psutil.Error):
+            if supervisor:
+                return [(SUPERVISOR, psutil.Process(supervisor))]
+        return []
 
     def _inject(self, planned: Planned, service: str, process: psutil.Process) -> None:
         subjects = children(process.pid) if planned.kind == "supervisor" else {}

@@ -1,7 +1,7 @@
 """A small stand-in for systemd: starts llmosd, starts it again when it ends without being asked to, watches its watchdog.
 
-As in a unit with `Type=notify`, `Restart=always` and `WatchdogSec`. The watchdog only bites a llmosd that has spoken of one. If
-llmosd does not come to serve in `MOST_STARTS` attempts in a row, the stand-in gives up (`failure`), as systemd would.
+As in a unit with `Type=notify`, `Restart=always`, `TimeoutStartSec` and `WatchdogSec`. The watchdog only bites a llmosd that has
+spoken to it. If llmosd does not come to serve in `MOST_STARTS` attempts in a row, the stand-in gives up (`failure`), as systemd would.
 
 States: down -> starting -> serving -> (dies) down ... -> stopped. Must run in the main thread: llmosd dies with the thread that
 started it, so that nothing is left when this program is killed.
@@ -23,6 +23,7 @@ from chaos.home import Home
 SERVING = "llmos is serving"
 RESTART_S = 0.1
 WATCHDOG_S, WATCH_S = 5.0, 0.1
+START_TIMEOUT_S = 60.0
 MOST_STARTS = 30
 STOP_TIMEOUT_S = 30.0
 _PR_SET_PDEATHSIG = 1
@@ -130,9 +131,12 @@ class Standin:
         return life.served_at is not None
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Once it is ready, a watchdog that falls silent is answered with SIGABRT and SIGKILL (a stopped process takes no SIGABRT)."""
-        is_ready, last_beat = False, None
+        """It has to be ready in time; from then on, a watchdog that falls silent is answered with SIGABRT and SIGKILL (a stopped
+        process takes no SIGABRT)."""
+        is_ready, last_beat, start_by = False, None, time.monotonic() + START_TIMEOUT_S
         while process.returncode is None:
+            if not self.serving.is_set() and time.monotonic() > start_by:
+                process.kill()
             words = self._notifications()
             is_ready = is_ready or "READY=1" in words
             if is_ready and "WATCHDOG=1" in words:

@@ -118,4 +118,3 @@ def _careful(
         outcome.rids, prompt_lens, outcome.readers = np.array(places, np.int64).T
         outcome.offsets = outcome.positions - prompt_lens
     return outcome
-

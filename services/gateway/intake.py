@@ -31,7 +31,6 @@ from llmos.services.gateway.owners import Asker
 from llmos.services.gateway.requests import Outbox, Request
 from llmos.services.gateway.streams import Stream
 
-
 MADE_UP = "auto-"  # a `client_request_id` that begins like this is not the caller's own
 
 

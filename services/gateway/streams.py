@@ -115,7 +115,7 @@ class Stream(Reading):
             self._push(0, unpack_i32(message.output), None, out)
             end = message.end
         if end is not None:
-            self.end(end, out)
+            self._ends(end, out)
         elif self._cancel is not None:
             out.kernel.append(SeqCancel(self.rid, self._cancel))
 
@@ -131,7 +131,7 @@ class Stream(Reading):
         """The microkernel says how far the output is. What was said to its predecessor is said again."""
         self._move(RequestState.STREAMING)
         if message.prompt_tokens != self._prompt_tokens:
-            self._miss(message, out)
+            self._be_late(message, out)
             return
         self._push(0, unpack_i32(message.output), None, out)
         if self.is_over:
@@ -147,9 +147,9 @@ class Stream(Reading):
             self._end = message.end
             self._cut(out)
         else:
-            self.end(message.end, out)
+            self._ends(message.end, out)
 
-    def _miss(self, message: SeqAttached, out: Outbox) -> None:
+    def _be_late(self, message: SeqAttached, out: Outbox) -> None:
         """Meanwhile the sequence has begun another output."""
         if self._end is None:
             self._cancel, self._end = None, message.end
@@ -170,8 +170,8 @@ class Stream(Reading):
         self._move(RequestState.ENDED)
 
     def _has_more(self, message: SeqAccepted | SeqAttached) -> bool:
-        """Does the sequence have output after the stop string?"""
-        if self._stop is None or not isinstance(message, SeqAttached):
+        """Does the sequence have output after the stop string, which another output would go on from?"""
+        if self._stop is None or self._question.is_submit or not isinstance(message, SeqAttached):
             return False
         return len(message.output) // 4 > self._feed.delivered and message.prompt_tokens == self._prompt_tokens
 
@@ -192,9 +192,8 @@ class Stream(Reading):
         """New output of the sequence."""
         if self.state is not RequestState.STREAMING or not self._reads:
             return
-        if entry.offset > self._feed.received:  # the microkernel could not send all of it: it knows the rest
-            self._move(RequestState.RESUMING)
-            self._attach(out)
+        if entry.offset > self._feed.received:
+            self._miss(out)
         else:
             self._push(entry.offset, entry.ids, entry.logprobs, out)
 
@@ -202,13 +201,22 @@ class Stream(Reading):
         """The microkernel's last word; the tokenizer may still hold text back."""
         if self.state is not RequestState.STREAMING:
             return
-        if self._reads:
-            if self._end is None:
-                self._end = end
-                self._feed.complete(out.decode)
+        if self._reads and end.usage.output_tokens > self._feed.received:
+            self._miss(out)
         else:
-            self._end = end
+            self._ends(end, out)
+
+    def _ends(self, end: SeqEnd, out: Outbox) -> None:
+        is_news, self._end = self._end is None, end
+        if not self._reads:
             self._finish("", out)
+        elif is_news:
+            self._feed.complete(out.decode)
+
+    def _miss(self, out: Outbox) -> None:
+        """The microkernel could not send everything: it knows the rest."""
+        self._move(RequestState.RESUMING)
+        self._attach(out)
 
     def acknowledge(self, upto: int, out: Outbox) -> None:
         """The client has read below `upto`; more than it was sent it can not have read."""

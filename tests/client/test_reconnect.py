@@ -437,7 +437,7 @@ def test_a_gateway_that_does_not_come_back(world: CrashWorld) -> None:
         world.crash_after(1)
         started = time.monotonic()
         for ask in (client.ps, lambda: list(stream)):
-            with pytest.raises(Unavailable, match="llmosd runs on .*, but its gateway does not"):
+            with pytest.raises(Unavailable, match=r"llmosd runs on .*, but its gateway does not"):
                 ask()
         assert 0.25 < time.monotonic() - started < 1.5
         world.run_dir.lock.unlink()

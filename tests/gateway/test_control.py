@@ -14,7 +14,7 @@ from llmos.errors import InvalidRequest, NotFound, PermissionRefused, Unavailabl
 from llmos.ports.core import error_message
 from llmos.protocol import limits
 from llmos.protocol import messages as m
-from llmos.services.gateway.control import TIMEOUT_S, ControlRelay
+from llmos.services.gateway.control import PATIENCE_S, RECOVERY_S, TIMEOUT_S, ControlRelay
 from llmos.services.gateway.owners import Asker, is_administrator, owner_name
 from llmos.services.gateway.validate import check_control
 
@@ -59,11 +59,11 @@ ANSWERS = [
 
 
 class Relay:
-    def __init__(self, max_waits: int = 8) -> None:
+    def __init__(self, max_open: int = 8) -> None:
         self.up = True
         self.asked: list[m.Message] = []
         self.replies: list[tuple[bytes, m.Message]] = []
-        self.relay = ControlRelay(self._send, lambda client, message: self.replies.append((client, message)), max_waits)
+        self.relay = ControlRelay(self._send, lambda client, message: self.replies.append((client, message)), max_open)
 
     def _send(self, message: m.Message) -> bool:
         if self.up:
@@ -220,15 +220,7 @@ def test_the_largest_and_smallest_values_pass() -> None:
     check_control(m.TenantSet(5, "x", 1e-6, 0, 0, 0, 0, 0.0), is_administrator=True)
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: type(verb).__name__)
-def test_without_a_microkernel_everything_is_unavailable(verb: Any) -> None:
-    world = Relay()
-    world.up = False
-    world.relay.ask(ROOT, verb, 0.0)
-    assert world.refused() == (5, ErrorCode.UNAVAILABLE, None)
-
-
-def test_a_lost_or_silent_microkernel_fails_what_waits_once() -> None:
+def test_a_silent_microkernel_fails_what_waits_once() -> None:
     world = Relay()
     world.relay.ask(ALICE, m.StatusGet(5), 0.0)
     world.relay.expire(TIMEOUT_S - 0.1)
@@ -237,9 +229,21 @@ def test_a_lost_or_silent_microkernel_fails_what_waits_once() -> None:
     world.relay.ask(ALICE, m.ModelsGet(6), TIMEOUT_S)
     world.relay.fail_all(Unavailable("gone"))
     world.relay.answer(m.StatusReply(1, "0", 0.0, (), ()))
-    codes = [(a.req, a.code) for _, a in world.replies if isinstance(a, m.Error)]
-    assert codes == [(5, ErrorCode.UNAVAILABLE), (6, ErrorCode.UNAVAILABLE)]
+    errors = [(a.req, a.code, a.message) for _, a in world.replies if isinstance(a, m.Error)]
+    silent = "the microkernel is silent"
+    assert errors == [(5, ErrorCode.UNAVAILABLE, silent), (6, ErrorCode.UNAVAILABLE, "gone")]
     assert len(world.replies) == 2
+
+
+def test_questions_of_one_client_are_limited() -> None:
+    world = Relay(max_open=2)
+    for req in (5, 6, 7):
+        world.relay.ask(ALICE, m.Stat(req, req), 0.0)
+    assert world.refused() == (7, ErrorCode.OVERLOADED, None)
+    world.relay.ask(BOB, m.Stat(5, 5), 0.0)
+    world.relay.answer(error_message(NotFound("no sequence 5"), 1))
+    world.relay.ask(ALICE, m.Stat(8, 8), 0.0)
+    assert [message.req for message in world.asked] == [1, 2, 3, 4]  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- Wait
@@ -294,7 +298,7 @@ def test_who_left_is_not_told_and_who_comes_joins() -> None:
 
 
 def test_a_wait_is_cancelled_without_an_answer() -> None:
-    world = Relay(max_waits=1)
+    world = Relay(max_open=1)
     world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
     world.relay.cancel(b"alice", 5)
     world.relay.cancel(b"alice", 5)
@@ -304,12 +308,12 @@ def test_a_wait_is_cancelled_without_an_answer() -> None:
     assert world.replies == [(b"alice", m.Waited(6, 7, FinishReason.STOP, usage(3, 2)))]
 
 
-def test_waits_are_limited_and_other_verbs_are_not() -> None:
-    world = Relay(max_waits=2)
+def test_waits_of_one_client_are_limited() -> None:
+    world = Relay(max_open=2)
     for req in (5, 6, 7):
         world.relay.ask(ALICE, m.Wait(req, req), 0.0)
     assert world.refused() == (7, ErrorCode.OVERLOADED, None)
-    world.relay.ask(ALICE, m.Kill(8, 5), 0.0)
+    world.relay.ask(ALICE, m.Kill(8, 5), 0.0)  # counts apart
     world.relay.ask(BOB, m.Wait(5, 7), 0.0)
     assert [type(message) for message in world.asked] == [m.Wait, m.Wait, m.Kill, m.Wait]
     world.relay.answer(waited(1))
@@ -326,7 +330,149 @@ def test_a_number_under_which_the_client_waits_is_refused() -> None:
     assert world.replies[-1] == (b"alice", m.Waited(5, 7, FinishReason.STOP, usage(3, 2)))
 
 
-def test_a_lost_microkernel_fails_all_who_wait_once() -> None:
+# ---------------------------------------------------------------- a microkernel that dies
+
+
+def lose(world: Relay, now: float = 1.0) -> list[m.Message]:
+    """It dies and another one comes; returns what that one is asked."""
+    world.up = False
+    world.relay.on_kernel_down(now)
+    world.up = True
+    before = len(world.asked)
+    world.relay.on_kernel_up(now)
+    return world.asked[before:]
+
+
+REPEATED = [verb for verb in VERBS if not isinstance(verb, m.Fork)]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: type(verb).__name__)
+def test_what_is_asked_while_it_is_away_is_asked_when_it_is_back(verb: Any) -> None:
+    world = Relay()
+    world.up = False
+    world.relay.on_kernel_down(0.0)
+    world.relay.ask(ROOT, verb, 0.0)
+    assert (world.asked, world.replies) == ([], [])
+    assert lose(world, 0.0) == [named(verb, None)]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: type(verb).__name__)
+def test_what_is_asked_while_it_is_away_does_not_wait_for_ever(verb: Any) -> None:
+    world = Relay()
+    world.up = False
+    world.relay.on_kernel_down(0.0)
+    world.relay.ask(ROOT, verb, 5.0)
+    limit = 5.0 + (PATIENCE_S if isinstance(verb, m.Wait) else RECOVERY_S)
+    world.relay.expire(limit - 0.1)
+    assert world.replies == []
+    world.relay.expire(limit)
+    assert world.refused() == (5, ErrorCode.UNAVAILABLE, None)
+    assert lose(world, limit) == []
+
+
+@pytest.mark.parametrize("verb", REPEATED, ids=lambda verb: type(verb).__name__)
+def test_what_it_did_not_answer_its_successors_are_asked_again(verb: Any) -> None:
+    world = Relay()
+    world.relay.ask(ROOT, verb, 1.0)
+    assert lose(world) == lose(world) == [named(verb, None)]
+    world.relay.answer(m.Error(1, ErrorCode.OVERLOADED, "later"))
+    assert world.replies == [(b"root", m.Error(5, ErrorCode.OVERLOADED, "later"))]
+    assert lose(world) == []
+
+
+@pytest.mark.parametrize("verb", REPEATED, ids=lambda verb: type(verb).__name__)
+def test_losses_do_not_keep_a_question_for_ever(verb: Any) -> None:
+    if isinstance(verb, m.Wait):
+        return  # may last
+    world = Relay()
+    world.relay.ask(ROOT, verb, 0.0)
+    for now in range(1, int(RECOVERY_S)):
+        assert len(lose(world, now)) == 1
+        world.relay.expire(now)
+    assert world.replies == []
+    world.relay.expire(RECOVERY_S)
+    assert world.refused() == (5, ErrorCode.UNAVAILABLE, None)
+
+
+def test_a_fork_may_have_happened() -> None:
+    world = Relay()
+    world.relay.ask(ALICE, m.Fork(5, 7, 2), 0.0)
+    assert lose(world) == []
+    assert world.refused() == (5, ErrorCode.UNAVAILABLE, None)
+    ((_, error),) = world.replies
+    assert isinstance(error, m.Error)
+    assert (error.rid, "not known whether" in error.message) == (7, True)
+    world.relay.answer(m.Forked(1, (8, 9)))
+    assert len(world.replies) == 1
+
+
+def test_the_microkernel_that_was_to_be_restarted_has_been() -> None:
+    world = Relay()
+    world.relay.ask(ROOT, m.RestartService(5, "microkernel"), 0.0)
+    assert lose(world) == []
+    assert world.replies == [(b"root", m.Done(5, 0))]
+
+
+def test_a_deadline_counts_from_when_it_was_set() -> None:
+    world = Relay()
+    world.relay.ask(ALICE, m.Deadline(5, 7, 3000.0), 1.0)
+    for now, left in ((2.0, 2000.0), (2.5, 1500.0), (9.0, 0.001)):
+        assert lose(world, now) == [m.Deadline(1, 7, left, "alice")]
+    world.relay.ask(ALICE, m.Deadline(6, 7, None), 1.0)
+    assert lose(world, 9.0)[1:] == [m.Deadline(2, 7, None, "alice")]
+
+
+ENDERS = [(m.Kill(5, 7), m.Killed(5, (7,)), FinishReason.KILLED), (m.Close(5, 7), m.Done(5, 7), FinishReason.CLOSED)]
+HAS_ENDED = m.Error(1, ErrorCode.WRONG_STATE, "sequence 7 has ended", "rid", 7)
+
+
+@pytest.mark.parametrize(("verb", "done", "reason"), ENDERS)
+def test_a_sequence_that_was_ended_the_first_time(verb: Any, done: m.Message, reason: FinishReason) -> None:
+    for happened, answer in (
+        (reason, done),
+        (FinishReason.LENGTH, msgspec.structs.replace(HAS_ENDED, req=5)),  # before the verb came
+        (None, msgspec.structs.replace(HAS_ENDED, req=5)),
+    ):
+        world = Relay()
+        world.relay.ask(ALICE, verb, 0.0)
+        for _ in range(2):
+            assert lose(world) == [named(verb, "alice")]
+            world.relay.answer(HAS_ENDED)
+            assert world.asked[-1] == m.Stat(1, 7, "alice")
+        assert world.replies == []
+        stats = m.Stats(1, ROW, m.JobRow(7, 1, 0, 0, 0), 0, None, (), 0, None, happened or 0, usage())
+        world.relay.answer(stats if happened else error_message(NotFound("no sequence 7"), 1))
+        assert world.replies == [(b"alice", answer)]
+
+
+@pytest.mark.parametrize(("verb", "done", "reason"), ENDERS)
+def test_a_sequence_that_had_ended_when_it_was_asked_once(verb: Any, done: m.Message, reason: FinishReason) -> None:
+    world = Relay()
+    world.relay.ask(ALICE, verb, 0.0)
+    world.relay.answer(HAS_ENDED)
+    assert world.replies == [(b"alice", msgspec.structs.replace(HAS_ENDED, req=5))]
+    world.relay.ask(ALICE, m.Kill(6, None, tenant="alice"), 0.0)
+    lose(world)
+    world.relay.answer(m.Error(2, ErrorCode.WRONG_STATE, "whatever"))
+    assert world.replies[1:] == [(b"alice", m.Error(6, ErrorCode.WRONG_STATE, "whatever"))]
+
+
+def test_those_who_wait_are_told_by_the_next_one() -> None:
+    world = Relay()
+    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
+    world.relay.ask(BOB, m.Wait(5, 7), 0.0)
+    world.relay.ask(ALICE, m.Wait(6, 7), 0.0)
+    world.relay.ask(BOB, m.Wait(6, 8), 0.0)
+    world.relay.cancel(b"bob", 6)  # nobody waits for that one any more
+    assert lose(world) == [m.Wait(1, 7, "alice"), m.Wait(2, 7, "bob")]
+    world.relay.expire(1e9)
+    world.relay.answer(waited(1))
+    assert [(client, answer.req) for client, answer in world.replies] == [(b"alice", 5), (b"alice", 6)]  # type: ignore[attr-defined]
+    world.relay.ask(BOB, m.Wait(7, 8), 0.0)
+    assert world.asked[-1] == m.Wait(4, 8, "bob")
+
+
+def test_the_end_of_the_gateway_fails_all_who_wait_once() -> None:
     world = Relay()
     world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
     world.relay.ask(BOB, m.Wait(5, 7), 0.0)

@@ -19,9 +19,7 @@ APPEND = m.SeqAppend(9, 70, "echo", b"", "alice")
 IDS = pack_i32([1, 2, 3])
 
 
-def make(
-    question: m.SeqSpawn | m.SeqAppend | None, *, submitted: bool = False, is_durable: bool = False
-) -> Exchange:
+def make(question: m.SeqSpawn | m.SeqAppend | None, *, submitted: bool = False, is_durable: bool = False) -> Exchange:
     exchange = Exchange(9, b"client", 4, "echo", question, is_durable=is_durable)
     if submitted:
         exchange.encoded(m.Encoded(9, IDS), INFO, 0.0, out := Outbox())

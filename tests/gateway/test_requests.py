@@ -133,8 +133,10 @@ def fire(request: Request, event: str) -> Outbox:
         request.tokens(m.TokenEntry(70, 0, (10,)), out)  # type: ignore[attr-defined]
     elif event == "gap":
         request.tokens(m.TokenEntry(70, 1, (11,)), out)  # type: ignore[attr-defined]
-    elif event == "end":
-        request.end(m.SeqEnd(70, FinishReason.LENGTH, usage(2, 2)), out)  # type: ignore[attr-defined]
+    elif event in ("end", "early end"):
+        received = request._feed.received  # type: ignore[attr-defined]
+        end = m.SeqEnd(70, FinishReason.LENGTH, usage(2, received + (event == "early end")))
+        request.end(end, out)  # type: ignore[attr-defined]
     else:
         getattr(request, {"turn": "take_turn"}.get(event, event))(out)
     assert all(routing_id == b"client" for routing_id, _ in out.client)
@@ -227,6 +229,7 @@ ROWS: list[tuple[tuple[str, ...], str, str, str, dict[str, Any]]] = [
     (STREAMS, "streaming", "tokens", "streaming", {"decode": [item(10)]}),
     (STREAMS, "streaming", "gap", "resuming", {"kernel": [ATTACH]}),
     (STREAMS, "streaming", "end", "streaming", {"decode": [item()]}),
+    (STREAMS, "streaming", "early end", "resuming", {"kernel": [ATTACH]}),
     (STREAMS, "streaming", "replaced", "ended", {"client": [TAKEN], "text": [CLOSE]}),
     (STREAMS, "streaming", "cancel", "streaming", {"kernel": [CANCEL]}),
     (STREAMS, "streaming", "kernel_lost", "resuming", {}),
@@ -313,7 +316,13 @@ ROWS: list[tuple[tuple[str, ...], str, str, str, dict[str, Any]]] = [
     (("attach",), "orphaned", "kernel_back", "orphaned", {"kernel": [ATTACH]}),
 ]
 CASES = [(kind, *row[1:]) for row in ROWS for kind in row[0]]
-REAL = {"held": "submitted", "measuring": "submitted", "waiting": "streaming", "ending": "streaming", "cutting": "resuming"}
+REAL = {
+    "held": "submitted",
+    "measuring": "submitted",
+    "waiting": "streaming",
+    "ending": "streaming",
+    "cutting": "resuming",
+}
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,15 @@ def test_after_a_gap_the_microkernel_is_asked_for_the_rest(make: Any) -> None:
     assert feed(stream, 4, 14).decode == [m.DecodeItem(9, (14,), False)]
 
 
+def test_an_end_that_comes_before_its_tokens_waits_for_them() -> None:
+    stream = generation()
+    feed(stream, 0, 10)
+    assert end(stream, output=3) == Outbox(kernel=[m.SeqAttach(9, 70, "alice")])
+    out = Outbox()
+    stream.answered(m.SeqAttached(9, 70, "echo", 3, PARAMS, pack_i32([10, 11, 12]), ending(output=3)), 0.0, out)
+    assert out == Outbox(decode=[m.DecodeItem(9, (11, 12), False), m.DecodeItem(9, (), True)])
+
+
 def test_text_without_tokens_ends_the_request() -> None:
     out = decode(generation(), "x", 1)
     assert to_client(out) == [m.Error(4, ErrorCode.PROTOCOL, "sequence 70: text without tokens", None, 70)]
@@ -327,7 +336,7 @@ def test_failed_text_ends_as_tokenizer_failed() -> None:
 @pytest.mark.parametrize("is_owner", [True, False])
 def test_failed_text_after_the_end(is_owner: bool) -> None:
     stream, out = generation() if is_owner else attached()[0], Outbox()
-    end(stream)
+    end(stream, output=0)
     stream.text_failed(Unavailable("gone"), out)
     assert (out.kernel, out.leave) == ([], [])
     (last,) = to_client(out)

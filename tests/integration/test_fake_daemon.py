@@ -217,7 +217,8 @@ def test_kill_9_of_the_executor_is_a_pause():
     # Nobody reads the streams on, so the window keeps their sequences alive until the executor is killed.
     with running(FAKE + "\n[microkernel]\nclient_window_tokens = 512\n") as daemon, Client(daemon.run_dir) as client:
         streams = [
-            client.generate([index + 1], stream=True, seed=index, max_tokens=1500, ignore_eos=True) for index in range(4)
+            client.generate([index + 1], stream=True, seed=index, max_tokens=1500, ignore_eos=True)
+            for index in range(4)
         ]
         begun = [list(next(iter(stream)).token_ids) for stream in streams]
         executor = daemon.children()["executor.demo"]

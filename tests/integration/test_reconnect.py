@@ -141,7 +141,17 @@ def test_a_gateway_that_hangs_is_replaced_and_nothing_is_lost():
 
 @pytest.mark.usefixtures("slow_steps")
 def test_llmosctl_goes_on_with_its_answer():
-    command = [Path(sys.executable).with_name("llmosctl"), "run", "--raw", "hello", "--seed", "5", "--max-tokens", "250", "--ignore-eos"]
+    command = [
+        Path(sys.executable).with_name("llmosctl"),
+        "run",
+        "--raw",
+        "hello",
+        "--seed",
+        "5",
+        "--max-tokens",
+        "250",
+        "--ignore-eos",
+    ]
     with running(FAKE) as daemon:
         arguments = [*command, "--run-dir", daemon.run_dir]
         calm = subprocess.run(arguments, capture_output=True, timeout=60, check=True).stdout

@@ -41,7 +41,9 @@ def set_tenant(world: World, name: str, **limits: object) -> None:
     assert isinstance(answer, m.TenantsReply), answer
 
 
-def store_tenant(world: World, name: str, *, max_pages: int = UNLIMITED, guaranteed: int = 0, max_running: int = UNLIMITED):
+def store_tenant(
+    world: World, name: str, *, max_pages: int = UNLIMITED, guaranteed: int = 0, max_running: int = UNLIMITED
+):
     """Storage comes late, with limits of an earlier life."""
     world._deliver(world.kernel.greet(STORAGE, world.now))
     row = m.TenantLimitsRow(name, 1.0, max_pages, guaranteed, max_running, UNLIMITED, 0.0)
@@ -73,7 +75,10 @@ def test_a_gateway_that_is_gone_is_not_answered():
     rid = world.submit([1, 2, 3], max_tokens=5)
     assert world.kernel.handle(OTHER, m.Wait(5, rid), world.now) == []
     world.kernel.peer_down(OTHER.peer, world.now)
-    assert {send.peer for send in world.kernel.handle(CONTROL, m.Kill(6, rid), world.now)} == {CONTROL.peer, GATEWAY.peer}
+    assert {send.peer for send in world.kernel.handle(CONTROL, m.Kill(6, rid), world.now)} == {
+        CONTROL.peer,
+        GATEWAY.peer,
+    }
 
 
 @pytest.mark.parametrize("fate", list(PageFate))

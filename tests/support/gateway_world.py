@@ -122,9 +122,7 @@ class FakeTokenizer:
 class GatewayWorld:
     """A real gateway between fakes, in a thread. `with GatewayWorld() as world: Client(world.path)`. `poison`: see FakeTokenizer."""
 
-    def __init__(
-        self, *models: m.ModelInfo, max_in_flight: int = 64, max_clients: int = 16, poison: str = ""
-    ) -> None:
+    def __init__(self, *models: m.ModelInfo, max_in_flight: int = 64, max_clients: int = 16, poison: str = "") -> None:
         self.poison = poison
         self.path = Path(tempfile.mkdtemp(prefix="llmos-gw-"))
         self.run_dir = RunDir(self.path)

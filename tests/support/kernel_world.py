@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from llmos.codes import FinishReason
 from llmos.microkernel.kernel import Kernel
 from llmos.microkernel.limits import KernelLimits, SchedulerLimits
 from llmos.microkernel.outbox import Send

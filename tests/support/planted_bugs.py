@@ -5,6 +5,8 @@ plants one in a copy of the package and runs tests against it. A refactoring tha
 (tests/microkernel/test_planted_bugs.py says which).
 """
 
+# ruff: noqa: E501 - exact lines of the sources, as they stand there
+
 from __future__ import annotations
 
 from dataclasses import dataclass

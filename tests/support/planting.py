@@ -22,7 +22,15 @@ PACKAGE = ROOT / "llmos"
 _EVENTS = 400  # of a life
 _LIMIT_S = 300.0
 # Long, or about something else than what the microkernel decides.
-_SLOW = ("test_simulation", "test_planted_bugs", "test_freeze", "test_recorder", "test_replay", "test_transcript", "test_shell")
+_SLOW = (
+    "test_simulation",
+    "test_planted_bugs",
+    "test_freeze",
+    "test_recorder",
+    "test_replay",
+    "test_transcript",
+    "test_shell",
+)
 _SLOW_TESTS = ("test_weights_1_to_3_under_backlog_share_tokens_1_to_3",)
 
 
@@ -111,7 +119,9 @@ def _unit_tests() -> dict[str, str] | None:
     failures = Failures()
     ignored = [f"--ignore=tests/microkernel/{name}.py" for name in _SLOW]
     chosen = ["-k", " and ".join(f"not {name}" for name in _SLOW_TESTS)]
-    code = pytest.main(["tests/microkernel", "-x", "-q", "-p", "no:cacheprovider", *ignored, *chosen], plugins=[failures])
+    code = pytest.main(
+        ["tests/microkernel", "-x", "-q", "-p", "no:cacheprovider", *ignored, *chosen], plugins=[failures]
+    )
     return {"by": "unit tests", "how": failures.first or f"pytest says {int(code)}"} if code else None
 
 

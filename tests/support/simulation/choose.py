@@ -7,18 +7,19 @@ from itertools import accumulate
 from typing import Any
 
 from kernel_world import token_at
+
+from llmos.codes import FinishReason, PageFate
 from simulation.events import Event
 from simulation.ledger import Known
 from simulation.machine_verbs import NONSENSE
 from simulation.setup import OWNERS, Setup, draw_limit
 from simulation.world import GATES, World
 
-from llmos.codes import FinishReason, PageFate
-
 _WEIGHTS = {
     "step": 60.0, "submit": 9.0, "spawn": 2.5, "append": 2.5, "continue": 4.5, "fork": 2.0, "attach": 2.5, "detach": 0.8,
     "ack": 5.0, "cancel": 1.2, "finish": 1.2, "kill": 0.8, "kill_many": 0.15, "close": 0.6, "suspend": 3.0, "resume": 3.5,
-    "nice": 1.0, "deadline": 0.7, "after": 1.0, "wait": 0.8, "tenant": 1.2, "ready": 0.2, "down": 0.15, "lost": 0.15, "crash": 0.1, "journal": 0.1,
+    "nice": 1.0, "deadline": 0.7, "after": 1.0, "wait": 0.8, "tenant": 1.2, "ready": 0.2, "down": 0.15, "lost": 0.15, "crash": 0.1,
+    "journal": 0.1,
     "fail": 0.3, "time": 0.6, "storage_up": 0.2, "storage_down": 0.1, "models": 0.2, "nonsense": 1.5, "look": 2.0,
 }  # fmt: skip
 _FAULTS = ("lack", "lack all", "negative", "impossible", "position", "extra", "reversed", "old generation", "old step",
@@ -146,7 +147,13 @@ class Chooser:
     def _submit(self, world: World) -> dict[str, Any] | None:
         args = self._entry(world)
         if args is not None and args["request_id"] == "r1":  # asked again and again
-            return args | {"prompt": [0, 5, 0, 1], "nice": 0, "parent": None, "after": [], "sampling": {"max_tokens": 5, "seed": 1}}
+            return args | {
+                "prompt": [0, 5, 0, 1],
+                "nice": 0,
+                "parent": None,
+                "after": [],
+                "sampling": {"max_tokens": 5, "seed": 1},
+            }
         if args is not None:
             args["sampling"] = self._sampling(args["prompt"][1] + args["prompt"][3])
             args["deadline_ms"] = self._deadline_ms()

@@ -5,13 +5,12 @@ Invariant, checked after every event: the fold of all notes says of every live s
 
 from __future__ import annotations
 
-from simulation.ledger import Known
-
 from llmos.codes import SeqState
 from llmos.microkernel import records, transcript
 from llmos.microkernel.kernel import Kernel
 from llmos.microkernel.recovery import Fold, restore
 from llmos.microkernel.sequence import Sequence
+from simulation.ledger import Known
 
 _SAME = (
     "owner", "model", "prompt_len", "params", "is_open", "parent", "generating", "reason", "nice", "deadline", "end",

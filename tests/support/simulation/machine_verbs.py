@@ -6,10 +6,6 @@ from typing import Any
 
 import pytest
 from kernel_world import VOCAB, params
-from simulation.ledger import INVALID, NOT_FOUND, Known
-from simulation.oracles import Before, check_times
-from simulation.verbs import capacity, sequence, verb
-from simulation.world import SUPERVISOR, World
 
 from llmos.codes import ErrorCode, FinishReason, SeqState
 from llmos.microkernel.sender import Sender
@@ -17,12 +13,18 @@ from llmos.microkernel.sequence import QUEUED
 from llmos.microkernel.tenants import TenantLimits
 from llmos.protocol import messages as m
 from llmos.protocol.codec import pack_i32, unpack_i32
+from simulation.ledger import INVALID, NOT_FOUND, Known
+from simulation.oracles import Before, check_times
+from simulation.verbs import capacity, sequence, verb
+from simulation.world import SUPERVISOR, World
 
 # ------------------------------------------------------------ executors
 
 
 @verb
-def step(world: World, before: Before, number: int, *, model: str, busy_us: int = 10, fault: str = "", place: int = 0) -> None:
+def step(
+    world: World, before: Before, number: int, *, model: str, busy_us: int = 10, fault: str = "", place: int = 0
+) -> None:
     """The executor finishes a step. `fault`: what is wrong with its result, or with one that it sends in front of it."""
     mirror = world.mirrors.get(model)
     if mirror is None or not mirror.executor.inbox:
@@ -101,7 +103,13 @@ def fail(world: World, before: Before, number: int, *, seq: str, reason: int) ->
 
 @verb
 def ready(
-    world: World, before: Before, number: int, *, model: str, num_pages: int | None = None, host_pages: int | None = None
+    world: World,
+    before: Before,
+    number: int,
+    *,
+    model: str,
+    num_pages: int | None = None,
+    host_pages: int | None = None,
 ) -> None:
     """An executor registers: a new one, or in place of the old. It may have other pages than the one before."""
     shape = world.shapes[model]
@@ -247,7 +255,9 @@ def time(world: World, before: Before, number: int) -> None:
 
 
 @verb
-def look(world: World, before: Before, number: int, *, gate: str, what: str, seq: str = "", owner: str | None = None) -> None:
+def look(
+    world: World, before: Before, number: int, *, gate: str, what: str, seq: str = "", owner: str | None = None
+) -> None:
     sender, req = world.gates[gate], world.next_req()
     if what == "ps":
         rows = world.ask(sender, m.PsGet(req, owner), set()).rows

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kernel_world import FakeExecutor
-from simulation.ledger import Known, Ledger
-from simulation.setup import Setup
-from simulation.takings import watch_takings
 
 from llmos.microkernel.scheduler import Scheduler
 from llmos.protocol import messages as m
 from llmos.protocol.codec import unpack_i32
+from simulation.ledger import Known, Ledger
+from simulation.setup import Setup
+from simulation.takings import watch_takings
 
 _ROUNDING = 1e-9
 

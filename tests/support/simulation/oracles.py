@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simulation.ledger import Known
-from simulation.setup import NO_WINDOW
-from simulation.world import World
-
 from llmos.codes import FinishReason, SeqState
 from llmos.microkernel import report
 from llmos.microkernel.jobs import ended_well
 from llmos.microkernel.sequence import QUEUED, Sequence
 from llmos.protocol.messages import Explained
+from simulation.ledger import Known
+from simulation.setup import NO_WINDOW
+from simulation.world import World
 
 _NATURAL = (FinishReason.STOP, FinishReason.LENGTH)
 _EPSILON = 1e-6
@@ -208,7 +207,9 @@ def _check_live(world: World, known: Known, seq: Sequence, before: Before) -> No
     elif known.resting_since is None:
         known.resting_since = world.now
     else:
-        assert world.now - max(known.resting_since, known.touched) < world.setup.idle_timeout_s + _EPSILON, f"{label}: idle for too long"
+        assert world.now - max(known.resting_since, known.touched) < world.setup.idle_timeout_s + _EPSILON, (
+            f"{label}: idle for too long"
+        )
 
 
 def check_times(world: World, known: Known, seq: Sequence) -> None:

@@ -9,6 +9,8 @@ import random
 from dataclasses import dataclass, field
 from zlib import crc32
 
+from llmos.microkernel.sequence import NOBODY
+from llmos.protocol.limits import UNLIMITED
 from simulation import machine_verbs
 from simulation.choose import Chooser
 from simulation.events import Event
@@ -16,9 +18,6 @@ from simulation.oracles import check, remember
 from simulation.setup import Setup, draw_setup
 from simulation.verbs import VERBS
 from simulation.world import World
-
-from llmos.microkernel.sequence import NOBODY
-from llmos.protocol.limits import UNLIMITED
 
 _MOST_ROUNDS = 3000
 assert machine_verbs.step is VERBS["step"]  # the import enters what it defines

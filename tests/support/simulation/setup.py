@@ -63,13 +63,13 @@ def draw_setup(rng: random.Random) -> Setup:
     page_size = rng.choice((1, 2, 3, 4, 8, 16))
     slots = rng.choice((rng.randint(4, 24), rng.randint(24, 60), rng.randint(40, 120), rng.randint(90, 300)))
     num_pages = max(1, slots // page_size)
-    has_host = rng.random() < 0.6
+    host_pages = rng.choice((0, rng.randint(1, 4), rng.randint(1, num_pages), rng.randint(1, 2 * num_pages)))
     return Setup(
         models=("demo", "tiny") if rng.random() < 0.25 else ("demo",),
         num_pages=num_pages,
         page_size=page_size,
-        host_pages=rng.randint(1, 2 * num_pages) if has_host else 0,
-        swap_us=rng.choice((0.0, 1.0, 1.0, 200.0, 1e6)),
+        host_pages=host_pages,
+        swap_us=rng.choice((0.0, 1.0, 1.0, 1.0, 200.0, 1e6)),
         max_rows=rng.choice((1, 2, 3, 5, 8, 12)),
         max_step_tokens=rng.choice((1, 2, 3, 5, 8, 16, 40)),
         max_context=rng.choice((6, 24, 60, 60, 120, 120, 120)),

@@ -10,13 +10,21 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from llmos.errors import LlmosError
 from simulation.events import Event
 from simulation.run import Life, live, replay
 from simulation.setup import Setup
 
-from llmos.errors import LlmosError
-
-VIOLATIONS = (AssertionError, ArithmeticError, AttributeError, LookupError, LlmosError, TypeError, ValueError, RuntimeError)
+VIOLATIONS = (
+    AssertionError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    LlmosError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,9 @@ def shrink(setup: Setup, violation: Violation, limit_s: float = 60.0) -> Violati
     return best
 
 
-def leave_out(events: list[Event], still_fails: Callable[[list[Event]], bool], may_go_on: Callable[[], bool]) -> list[Event]:
+def leave_out(
+    events: list[Event], still_fails: Callable[[list[Event]], bool], may_go_on: Callable[[], bool]
+) -> list[Event]:
     """Chunks of half the list, of a quarter, ..., of one; from the end, because what came late is needed least often."""
     size = max(1, len(events) // 2)
     while may_go_on():

@@ -11,9 +11,6 @@ from typing import Any
 
 from kernel_world import VOCAB, params
 from msgspec import structs
-from simulation.ledger import INVALID, WRONG, Known, Problem
-from simulation.oracles import Before
-from simulation.world import World
 
 from llmos.codes import ErrorCode, FinishReason, PageFate, SeqState
 from llmos.microkernel.sender import Sender
@@ -22,6 +19,9 @@ from llmos.protocol import messages as m
 from llmos.protocol.codec import encode, pack_i32, unpack_i32
 from llmos.protocol.limits import MAX_FORKS, MAX_NICE, MIN_NICE
 from llmos.protocol.params import SamplingParams
+from simulation.ledger import INVALID, WRONG, Known, Problem
+from simulation.oracles import Before
+from simulation.world import World
 
 Verb = Callable[..., None]
 VERBS: dict[str, Verb] = {}
@@ -35,7 +35,9 @@ def verb(function: Verb) -> Verb:
 
 def prompt_of(family: int, length: int, salt: int, extra: int) -> list[int]:
     """`length` tokens that all of a family share, then `extra` of its own."""
-    return [(family * 37 + place) % VOCAB for place in range(length)] + [(salt * 101 + 7 * i) % VOCAB for i in range(extra)]
+    return [(family * 37 + place) % VOCAB for place in range(length)] + [
+        (salt * 101 + 7 * i) % VOCAB for i in range(extra)
+    ]
 
 
 def sequence(world: World, known: Known) -> Sequence:
@@ -215,7 +217,9 @@ def _seeded(world: World, known: Known, asked: SamplingParams) -> SamplingParams
 
 
 @verb
-def fork(world: World, before: Before, number: int, *, gate: str, seq: str, count: int, owner: str | None = None) -> None:
+def fork(
+    world: World, before: Before, number: int, *, gate: str, seq: str, count: int, owner: str | None = None
+) -> None:
     known = _found(world, seq)
     if known is None:
         return
@@ -230,7 +234,9 @@ def fork(world: World, before: Before, number: int, *, gate: str, seq: str, coun
     assert len(answer.rids) == count
     seeds = {sequence(world, known).params.seed}
     for index, rid in enumerate(answer.rids):
-        child = _enter(world, f"{number}.{index}", rid, known.owner, known.model, list(known.before), known, [], known.nice)
+        child = _enter(
+            world, f"{number}.{index}", rid, known.owner, known.model, list(known.before), known, [], known.nice
+        )
         child.is_open, child.deadline, child.after = known.is_open, known.deadline, set(known.after)
         child.parent = known.rid
         made = sequence(world, child)
@@ -467,7 +473,9 @@ def close(world: World, before: Before, number: int, *, gate: str, seq: str, own
 
 
 @verb
-def nice(world: World, before: Before, number: int, *, gate: str, seq: str, nice: int, owner: str | None = None) -> None:
+def nice(
+    world: World, before: Before, number: int, *, gate: str, seq: str, nice: int, owner: str | None = None
+) -> None:
     known = _found(world, seq)
     if known is None:
         return
@@ -480,7 +488,14 @@ def nice(world: World, before: Before, number: int, *, gate: str, seq: str, nice
 
 @verb
 def deadline(
-    world: World, before: Before, number: int, *, gate: str, seq: str, deadline_ms: float | None, owner: str | None = None
+    world: World,
+    before: Before,
+    number: int,
+    *,
+    gate: str,
+    seq: str,
+    deadline_ms: float | None,
+    owner: str | None = None,
 ) -> None:
     known = _found(world, seq)
     if known is None:
@@ -494,7 +509,9 @@ def deadline(
 
 
 @verb
-def suspend(world: World, before: Before, number: int, *, gate: str, seq: str, pages: int, owner: str | None = None) -> None:
+def suspend(
+    world: World, before: Before, number: int, *, gate: str, seq: str, pages: int, owner: str | None = None
+) -> None:
     known = _found(world, seq)
     if known is None:
         return
@@ -518,7 +535,9 @@ def resume(world: World, before: Before, number: int, *, gate: str, seq: str, ow
 
 
 @verb
-def after(world: World, before: Before, number: int, *, gate: str, seq: str, after: Any, owner: str | None = None) -> None:
+def after(
+    world: World, before: Before, number: int, *, gate: str, seq: str, after: Any, owner: str | None = None
+) -> None:
     known = _found(world, seq)
     if known is None:
         return

@@ -11,10 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 from kernel_world import VOCAB, FakeExecutor
-from simulation.journal import Journal
-from simulation.ledger import Known, Ledger, Problem
-from simulation.mirror import Mirror
-from simulation.setup import Setup
 
 from llmos.codes import FinishReason
 from llmos.microkernel.kernel import Kernel
@@ -24,6 +20,10 @@ from llmos.microkernel.sender import Sender
 from llmos.microkernel.tenants import TenantLimits
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, encode, unpack_i64
+from simulation.journal import Journal
+from simulation.ledger import Known, Ledger, Problem
+from simulation.mirror import Mirror
+from simulation.setup import Setup
 
 GATES = ("g1", "g2", "g3")
 SUPERVISOR = Sender(1, "supervisor", "supervisor")
@@ -172,7 +172,9 @@ class World:
         assert rid not in self.ends, f"{known.label}: a token after its end"
         assert offset == known.read, f"{known.label}: offset {offset}, expected {known.read}"
         assert offset < len(known.output), f"{known.label}: {offset + 1} tokens, it ends with {len(known.output)}"
-        assert token == known.output[offset], f"{known.label}: token {token} at {offset}, expected {known.output[offset]}"
+        assert token == known.output[offset], (
+            f"{known.label}: token {token} at {offset}, expected {known.output[offset]}"
+        )
         known.read += 1
 
     # ------------------------------------------------------------ requests
@@ -233,7 +235,11 @@ class World:
                       for each in lane.tenants.all if each.pages or each.running or each.waiting]  # fmt: skip
             if lane.scheduler is not None:
                 pool = lane.scheduler.pool
-                found += [[seq.rid for seq in lane.scheduler.queue], list(lane.scheduler.rows.order), len(lane.scheduler.in_flight)]
+                found += [
+                    [seq.rid for seq in lane.scheduler.queue],
+                    list(lane.scheduler.rows.order),
+                    len(lane.scheduler.in_flight),
+                ]
                 found += [pool.refs.tobytes(), pool.num_free, pool.num_cached, lane.scheduler.residents.host.num_free]
         return found
 
