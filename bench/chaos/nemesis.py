@@ -1,7 +1,7 @@
 """Carries out the script of faults and watches the recovery from each.
 
-A fault is injected when its process is there: one that is just being started again is waited for, or hit while it starts. Only children of the llmosd that
-this run started, and that llmosd itself, are ever hit.
+A fault is injected when its process is there: one that is just being started again is waited for, or hit while it starts. Only
+children of the llmosd that this run started, and that llmosd itself, are ever hit.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ BUGS = (
     Bug("holdings.py", "a page with two holders is written without a copy", "self.pool.refs[seq.page_table[place]] > 1 else None",
         "self.pool.refs[seq.page_table[place]] > 2 else None"),
     Bug("holdings.py", "copies go from the new page to the old one", "self.copies.copy(source, target)", "self.copies.copy(target, source)"),
-    Bug("holdings.py", "the page that was copied is never let go", '        self._let_go(array("i", [source]), self.last_step + 1)\n', ""),
+    Bug("holdings.py", "the page that was copied is never let go", '        self._let_go(seq, array("i", [source]), self.last_step + 1)\n', ""),
     Bug("holdings.py", "a page that is being swapped out is granted in the same step", "        seq.swaps += 1\n        self._release(seq, self.last_step + 1)",
         "        seq.swaps += 1\n        self._release(seq, self.last_step)"),
     Bug("holdings.py", "host pages are kept after swapping in", "        self.host.release(seq.host_pages)\n        seq.host_pages = array(\"i\")\n\n    def release",
@@ -61,8 +61,7 @@ BUGS = (
         "if seq is not spare and (other is tenant or other.pages > other.limits.guaranteed_pages):"),
     Bug("holdings.py", "guarantees do not count when pages are granted", "return self.pool.available - self.tenants.reserved_for_others(tenant)",
         "return self.pool.available"),
-    Bug("holdings.py", "a shared page counts again for each that shares it", "            if not self.pool.refs[page]:\n                self._payer[page] = tenant.index\n                tenant.pages += 1",
-        "            tenant.pages += 1\n            if not self.pool.refs[page]:\n                self._payer[page] = tenant.index"),
+    Bug("holdings.py", "a shared page counts again for each that shares it", "(self._payers.share if self.pool.refs[page] else self._payers.take)", "self._payers.take"),
     Bug("holdings.py", "a fork shares pages that the parent still writes", "child.page_table = parent.page_table[: self.pages_for(num_tokens)]",
         "child.page_table = parent.page_table[:]"),
     Bug("holdings.py", "a fork takes no references", "        self.pool.share_used(child.page_table)\n", ""),
@@ -70,6 +69,9 @@ BUGS = (
         "        kept = num_tokens // self.page_size\n        self._let_go"),
     Bug("holdings.py", "swapped pages are copied back into the wrong pages", "self.copies.swap_in(seq.host_pages, seq.page_table[: len(seq.host_pages)])",
         "self.copies.swap_in(seq.host_pages, seq.page_table[-len(seq.host_pages) :])"),
+    # ------------------------------------------------------------ payers.py
+    Bug("payers.py", "a page that its tenant let go of still counts for it", "elif int(refs[page]) - sum(guests.values()) == 1:", "elif int(refs[page]) - sum(guests.values()) == 0:"),
+    Bug("payers.py", "the tenant that lets go of a page that others hold keeps paying", "                tenant.pages -= 1\n", ""),
     # ------------------------------------------------------------ host_pages.py
     Bug("host_pages.py", "a host page is granted while the plan that reads it is not issued", "self._given_back.extend(pages)", "self._free.extend(pages)"),
     # ------------------------------------------------------------ residents.py

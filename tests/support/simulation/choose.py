@@ -11,7 +11,7 @@ from kernel_world import token_at
 from llmos.codes import FinishReason, PageFate
 from simulation.events import Event
 from simulation.ledger import Known
-from simulation.machine_verbs import NONSENSE
+from simulation.look_verbs import NONSENSE
 from simulation.setup import OWNERS, Setup, draw_limit
 from simulation.world import GATES, World
 
