@@ -1,9 +1,11 @@
-"""What one scheduling step and one verb cost in the microkernel's own code, without sockets, and how the cost grows with the queue.
+"""What a scheduling step and single verbs cost in the microkernel's own code, without sockets, each beside its bar.
 
-    python bench/scheduler.py            # about a minute; --json FILE keeps the figures
+    python bench/scheduler.py            # about two minutes; --quick for a look; --out FILE keeps the figures
 
-Drives the real `Kernel` with results as an executor would send them. A step = handle one StepResult and plan the next step. Goals (none
-of them is a test): 256 rows <= 100 us; 100,000 waiting <= 1.1x of 10 waiting; p99 <= 2x p50; verbs O(log n) or better.
+Drives the real `Kernel` with results as an executor would send them. A step = handle one StepResult, then tick to the next StepPlan, at
+page size 16 with the prefix cache on, four tenants, one stop token each and readers that acknowledge. "staggered": an equal share of
+the rows needs a page in every step; "lockstep": all need one in the same step. Garbage collection is set up as in the shell. What is
+compared is measured in one process, in turns, so that a busy machine is busy for all; figures are medians unless said.
 """
 
 from __future__ import annotations
@@ -11,118 +13,298 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
+import statistics
 import time
+from array import array
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common import machine, versions
+import numpy as np
+from common import machine, percentile, versions
 
 from llmos.codes import FinishReason
-from llmos.microkernel.kernel import Kernel, Sender
-from llmos.microkernel.limits import SchedulerLimits
+from llmos.microkernel.kernel import Kernel
+from llmos.microkernel.limits import KernelLimits, SchedulerLimits
+from llmos.microkernel.outbox import Send
+from llmos.microkernel.prefix import PrefixCache
+from llmos.microkernel.sender import Sender
 from llmos.protocol import messages as m
-from llmos.protocol.codec import pack_i32, unpack_i32
+from llmos.protocol.codec import pack_i32
 from llmos.protocol.params import SamplingParams
 
 GATEWAY = Sender(1, "gateway", "gateway")
 EXECUTOR = Sender(2, "executor", "executor.bench")
+ROWS, PAGE_SIZE, PAGES, VOCAB = 256, 16, 100_000, 32_000
+SPREAD = 128  # lengths of staggered prompts
+FORK_TOKENS = 32_768
+TOKEN, STOP = 5, 2
+ACK_EVERY = 256  # tokens, as our clients do
+QUEUES = (10, 100, 1_000, 10_000, 100_000)
 PARAMS = SamplingParams(
-    temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=1, max_tokens=4000, ignore_eos=True
-)
-TOKEN = 5
+    temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=1, max_tokens=30_000,
+    stop_token_ids=(STOP,),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the result. `bar`: at most this, if there is one."""
+
+    name: str
+    value: float
+    unit: str
+    bar: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.bar is None else self.value <= self.bar
+
+    def __str__(self) -> str:
+        verdict = "" if self.bar is None else f"   bar {self.bar:g}: {'met' if self.met else 'MISSED'}"
+        return f"{self.name:58} {self.value:9.3f} {self.unit:8}{verdict}"
 
 
 class Bench:
-    """A kernel with `rows` running and `waiting` waiting sequences, and an executor that answers at once."""
+    """A kernel with running and waiting sequences, and an executor that answers at once."""
 
-    def __init__(self, rows: int, waiting: int) -> None:
-        limits = SchedulerLimits(rows, 8192, 2, 10**9, True, 1e9)
-        self.kernel = Kernel(limits, 10**7, ("bench",), lambda: 1, 0.0)
-        ready = m.ExecutorReady("bench", 400_000, 64, rows, 8192, 100_000, 32_000, "none", "bench")
+    def __init__(self, rows: int, waiting: int, *, staggered: bool = True) -> None:
+        scheduling = SchedulerLimits(rows, 8192)
+        self.kernel = Kernel(KernelLimits(max_waiting=10**7), scheduling, ("bench",), 1, 0.0)
+        ready = m.ExecutorReady(
+            "bench", PAGES, PAGE_SIZE, rows, 8192, 100_000, VOCAB, "none", "bench", host_pages=0, swap_us=0.0
+        )
         self.kernel.handle(EXECUTOR, ready, 0.0)
         for index in range(rows + waiting):
-            self.submit(index)
-        self.positions: dict[int, int] = {}
-        self.decode: list[int] = []
-        self.plans = self._plans(self.kernel.tick(0.0))
-        gc.collect()
-        gc.freeze()
+            self.submit(index, index % SPREAD if staggered else 0)
+        self.positions, self.prompt_lens, self.rids = (np.zeros(rows, np.int64) for _ in range(3))
+        self.decode = np.zeros(0, np.int32)
+        self.acks: list[m.SeqAck] = []
+        self.plans: list[m.StepPlan] = []
+        self.take(self.kernel.tick(0.0))
+        for _ in range(2 * PAGE_SIZE):  # until every row decodes
+            self.step_us()
 
-    def submit(self, index: int) -> None:
-        message = m.SeqSubmit(index, "bench", pack_i32([1, 2, 3, index % 30_000]), PARAMS, f"tenant{index % 4}")
-        self.kernel.handle(GATEWAY, message, 0.0)
+    def submit(self, index: int, extra: int = 0) -> None:
+        prompt = pack_i32([*range(3, 7 + extra), index % 30_000])
+        self.kernel.handle(GATEWAY, m.SeqSubmit(index, "bench", prompt, PARAMS, f"tenant{index % 4}"), 0.0)
 
     def step_us(self) -> float:
         """Answer the oldest plan; microseconds until the next one is made."""
-        result = self._answer(self.plans.pop(0))
+        for ack in self.acks:
+            self.kernel.handle(GATEWAY, ack, 0.0)
+        result = self.answer(self.plans.pop(0))
         started = time.perf_counter()
         effects = self.kernel.handle(EXECUTOR, result, 0.0)
         effects += self.kernel.tick(0.0)
         elapsed = time.perf_counter() - started
-        self.plans += self._plans(effects)
+        self.take(effects)
         return elapsed * 1e6
 
-    def _plans(self, effects: list) -> list[m.StepPlan]:
-        return [effect.message for effect in effects if isinstance(effect.message, m.StepPlan)]
+    def take(self, effects: list[Send]) -> None:
+        """What the executor gets."""
+        self.plans += [effect.message for effect in effects if isinstance(effect.message, m.StepPlan)]
 
-    def _answer(self, plan: m.StepPlan) -> m.StepResult:
+    def answer(self, plan: m.StepPlan) -> m.StepResult:
+        """What an executor says to a plan."""
         for add in plan.row_adds:
-            self.positions[add.row] = len(unpack_i32(add.tokens))
+            self.positions[add.row] = len(add.tokens) // 4
+            self.prompt_lens[add.row], self.rids[add.row] = add.prompt_len, add.rid
         if plan.decode is not None:
-            self.decode = list(unpack_i32(plan.decode))
-        prefill = unpack_i32(plan.prefill)
-        sampling = [*self.decode, *(row for row, last in zip(prefill[0::4], prefill[3::4]) if last)]
-        samples = [value for row in sampling for value in (row, self.positions[row], TOKEN)]
-        for row in sampling:
-            self.positions[row] += 1
-        return m.StepResult(1, plan.step, pack_i32(samples), (), b"", 1, 0)
+            self.decode = np.frombuffer(plan.decode, "<i4")
+        prefill = np.frombuffer(plan.prefill, "<i4").reshape(-1, 4)
+        rows = np.concatenate([self.decode, prefill[prefill[:, 3] == 1, 0]])
+        samples = np.full((len(rows), 3), TOKEN, "<i4")
+        samples[:, 0], samples[:, 1] = rows, self.positions[rows]
+        self.positions[rows] += 1
+        read = self.positions[rows] - self.prompt_lens[rows] - 1
+        some = (read > 0) & ((read + rows) % ACK_EVERY == 0)
+        self.acks = [m.SeqAck(rid, upto) for rid, upto in zip(self.rids[rows[some]].tolist(), read[some].tolist())]
+        return m.StepResult(1, plan.step, samples.tobytes(), (), b"", 1000, 0)
 
 
-def step_cost(rows: int, waiting: int, steps: int) -> dict[str, float]:
-    bench = Bench(rows, waiting)
-    bench.step_us()  # the first one admits all rows
-    times = sorted(bench.step_us() for _ in range(steps))
-    return {"rows": rows, "waiting": waiting, "p50_us": times[len(times) // 2], "p99_us": times[int(len(times) * 0.99)]}
+def as_in_the_shell() -> None:
+    """The shell freezes what is there at its start, before any sequence; garbage of building up is nobody's here."""
+    gc.collect()
 
 
-def verb_cost(waiting: int, count: int = 1000) -> dict[str, float]:
-    """Median microseconds of submitting, renicing and cancelling a waiting sequence beside `waiting` others."""
-    bench = Bench(1, waiting)
-    first = max(bench.kernel.state.sequences) + 1
-    submits = [_timed(lambda i=i: bench.submit(10**6 + i)) for i in range(count)]
-    rids = range(first, first + count)
-    nices = [_timed(lambda r=r: bench.kernel.handle(GATEWAY, m.Nice(1, r, 10), 0.0)) for r in rids]
-    cancel = FinishReason.CANCELLED
-    cancels = [_timed(lambda r=r: bench.kernel.handle(GATEWAY, m.SeqCancel(r, cancel), 0.0)) for r in rids]
-    medians = {name: sorted(times)[count // 2] for name, times in
-               (("submit_us", submits), ("nice_us", nices), ("cancel_us", cancels))}  # fmt: skip
-    return {"waiting": waiting, **medians}
+# ---------------------------------------------------------------- steps
 
 
-def _timed(call: object) -> float:
+def step_times(benches: dict[str, Bench], rounds: int, steps: int = 32) -> dict[str, list[float]]:
+    """Microseconds of each step; all take turns."""
+    times: dict[str, list[float]] = {name: [] for name in benches}
+    as_in_the_shell()
+    for _ in range(rounds):
+        for name, bench in benches.items():
+            times[name] += [bench.step_us() for _ in range(steps)]
+    return times
+
+
+def step_figures(rounds: int) -> list[Figure]:
+    """Cost of a steady step, its spread, and what waits beside it."""
+    benches = {
+        "staggered": Bench(ROWS, 0), "lockstep": Bench(ROWS, 0, staggered=False),
+        "10 queued": Bench(ROWS, 10), "100,000 queued": Bench(ROWS, 100_000),
+        "64 rows": Bench(64, 0), "1 row": Bench(1, 0),
+    }  # fmt: skip
+    times = step_times(benches, rounds)
+    p50 = {name: percentile(values, 0.5) for name, values in times.items()}
+    figures = []
+    for name in ("staggered", "lockstep"):
+        p99 = percentile(times[name], 0.99)
+        figures += [
+            Figure(f"step, {ROWS} rows, {name}, p50", p50[name], "us", 100.0),
+            Figure(f"step, {ROWS} rows, {name}, p99", p99, "us"),
+            Figure(f"step, {ROWS} rows, {name}, p99 / p50", p99 / p50[name], "x", 2.0),
+        ]
+    for name in ("64 rows", "1 row", "10 queued", "100,000 queued"):
+        figures.append(Figure(f"step, {name}, p50", p50[name], "us"))
+    ratio = p50["100,000 queued"] / p50["10 queued"]
+    return [*figures, Figure("step, 100,000 queued / 10 queued", ratio, "x", 1.1)]
+
+
+# ---------------------------------------------------------------- verbs
+
+
+def verb_figures(rounds: int, each: int = 20) -> list[Figure]:
+    """Verbs on a queued sequence, and admission of the next one, beside n others that wait."""
+    benches = {waiting: Bench(1, waiting) for waiting in QUEUES}
+    times: dict[str, dict[int, list[float]]] = {
+        verb: {waiting: [] for waiting in QUEUES} for verb in ("submit", "nice", "cancel of a queued one", "admission")
+    }
+    as_in_the_shell()
+    for _ in range(rounds):
+        for waiting, bench in benches.items():
+            for verb, taken in _verbs(bench, each).items():
+                times[verb][waiting] += taken
+    figures = []
+    for verb, by_waiting in times.items():
+        medians = {waiting: statistics.median(values) for waiting, values in by_waiting.items()}
+        figures += [Figure(f"{verb}, {waiting:,} queued", us, "us") for waiting, us in medians.items()]
+        figures.append(Figure(f"{verb}, slope (exponent of n)", slope(medians), "", 0.05))
+    return figures
+
+
+def _verbs(bench: Bench, each: int) -> dict[str, list[float]]:
+    kernel = bench.kernel
+    first = kernel.state.next_rid() + 1
+    submits = [timed_us(lambda i=i: bench.submit(10**6 + i)) for i in range(each)]
+    rids = range(first, first + each)
+    nices = [timed_us(lambda r=r: kernel.handle(GATEWAY, m.Nice(1, r, 10), 0.0)) for r in rids]
+    cancels = [timed_us(lambda r=r: kernel.handle(GATEWAY, m.SeqCancel(r, FinishReason.CANCELLED), 0.0)) for r in rids]
+    return {"submit": submits, "nice": nices, "cancel of a queued one": cancels, "admission": [_admission_us(bench)]}
+
+
+def _admission_us(bench: Bench) -> float:
+    """The running sequence is killed: the tick in which the best of the queue gets its row. The queue is filled up again."""
+    kernel = bench.kernel
+    bench.submit(0)
+    rid = int(bench.rids[bench.decode[0]])
+    bench.take(kernel.handle(GATEWAY, m.Kill(1, rid), 0.0))
     started = time.perf_counter()
-    call()  # type: ignore[operator]
+    effects = kernel.tick(0.0)
+    elapsed = time.perf_counter() - started
+    bench.take(effects)
+    while not bench.plans[-1].row_adds:  # both steps in flight had to come back first
+        started = time.perf_counter()
+        bench.step_us()
+        elapsed = time.perf_counter() - started
+    for _ in range(4):
+        bench.step_us()
+    return elapsed * 1e6
+
+
+def slope(by_size: dict[int, float]) -> float:
+    """The exponent s of `cost = c * n**s` that fits best; 0 is flat, 1 is linear."""
+    xs, ys = [math.log(size) for size in by_size], [math.log(cost) for cost in by_size.values()]
+    return statistics.linear_regression(xs, ys).slope
+
+
+def timed_us(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
     return (time.perf_counter() - started) * 1e6
+
+
+# ---------------------------------------------------------------- prefix cache and fork
+
+
+def prefix_figures(rounds: int, pages: int = FORK_TOKENS // PAGE_SIZE, sequences: int = 40) -> list[Figure]:
+    """Microseconds a page of finding an indexed prefix, with fresh keys as a new prompt has, and of making the keys."""
+    cache = PrefixCache(PAGE_SIZE)
+    prompts = [array("i", range(index, index + pages * PAGE_SIZE)) for index in range(sequences)]
+    for index, prompt in enumerate(prompts):
+        keys: list[bytes] = []
+        cache.extend_keys(keys, prompt, len(prompt), b"tenant")
+        cache.insert(keys, array("i", range(index * pages, (index + 1) * pages)))
+    hashing, lookup = [], []
+    for turn in range(rounds):
+        prompt = prompts[turn % sequences]
+        fresh: list[bytes] = []
+        hashing.append(timed_us(lambda: cache.extend_keys(fresh, prompt, len(prompt), b"tenant")) / pages)
+        lookup.append(timed_us(lambda: cache.match(fresh)) / pages)
+        assert len(cache.match(fresh)) == pages
+    return [
+        Figure(f"prefix lookup a page, {sequences * pages:,} pages indexed", statistics.median(lookup), "us", 0.2),
+        Figure("prefix hashing a page, apart", statistics.median(hashing), "us"),
+    ]
+
+
+def fork_figures(rounds: int) -> list[Figure]:
+    """Fork of a running sequence with a long prompt, through `Kernel.handle`."""
+    bench = Bench(4, 0)
+    kernel, state = bench.kernel, bench.kernel.state
+    prompt = pack_i32([index % 30_000 for index in range(FORK_TOKENS)])
+    kernel.handle(GATEWAY, m.SeqSpawn(1, "bench", prompt, "tenant0"), 0.0)
+    rid = max(state.sequences)
+    kernel.handle(GATEWAY, m.Kill(1, int(bench.rids[bench.decode[0]])), 0.0)
+    while state.sequences[rid].wants_prefill:
+        bench.take(kernel.tick(0.0))
+        bench.step_us()
+    scheduler = state.lanes["bench"].scheduler
+    assert scheduler is not None
+    before, times = scheduler.counters.pages_copied, []
+    as_in_the_shell()
+    for _ in range(rounds):
+        times.append(timed_us(lambda: kernel.handle(GATEWAY, m.Fork(2, rid), 0.0)))
+        child = max(state.sequences)
+        assert len(state.sequences[child].page_table) == FORK_TOKENS // PAGE_SIZE
+        copied = scheduler.counters.pages_copied - before + bool(scheduler.holdings.copies)
+        kernel.handle(GATEWAY, m.Kill(3, child), 0.0)
+        bench.step_us()
+    return [
+        Figure(f"fork of {FORK_TOKENS:,} tokens", statistics.median(times), "us", 100.0),
+        Figure("pages of KV copied by a fork", float(copied), "", 0.0),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    steps = [step_cost(rows, waiting, options.steps) for rows, waiting in
-             ((1, 0), (64, 0), (256, 10), (256, 1000), (256, 100_000))]  # fmt: skip
-    for row in steps:
-        print("{rows:4} rows, {waiting:7} waiting: step p50 {p50_us:7.1f} us, p99 {p99_us:7.1f} us".format(**row))
-    verbs = [verb_cost(waiting) for waiting in (10, 1000, 100_000)]
-    for row in verbs:
-        print(
-            "{waiting:7} waiting: submit {submit_us:6.1f} us, nice {nice_us:6.1f} us, cancel {cancel_us:6.1f} us".format(
-                **row
-            )
-        )
-    if options.json:
-        record = {"machine": machine(), "versions": versions(), "steps": steps, "verbs": verbs}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
+    parser.add_argument("--only", choices=("steps", "verbs", "prefix", "fork"), help="one part")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    arguments = parser.parse_args()
+    share = 10 if arguments.quick else 1
+    gc.collect()
+    gc.freeze()
+    parts: dict[str, Callable[[], list[Figure]]] = {
+        "steps": lambda: step_figures(200 // share),
+        "verbs": lambda: verb_figures(100 // share),
+        "prefix": lambda: prefix_figures(200 // share),
+        "fork": lambda: fork_figures(300 // share),
+    }
+    figures = []
+    for name, measure in parts.items():
+        if arguments.only in (None, name):
+            for figure in measure():
+                print(figure, flush=True)
+                figures.append(figure)
+    if arguments.out:
+        lines = [asdict(figure) | {"met": figure.met} for figure in figures]
+        record = {"machine": machine(), "versions": versions(), "figures": lines}
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Commit one step's result to its sequences: a token counts only if it is exactly the next one of its sequence.
 
-The usual case (everything that was asked came, nobody left meanwhile) is a handful of vector operations; anything else takes the
-careful path, row by row. Invariant: whatever an executor sends, a sequence's committed tokens are positions 0..k-1, each written
+The usual case (everything that was asked came, nobody left meanwhile) is a handful of vector operations, and fewer if it was foreseen
+(steady.py); anything else takes the careful path, row by row. Invariant: whatever an executor sends, a sequence's committed tokens are positions 0..k-1, each written
 once; what did not come or does not fit makes its sequence recompute, never the microkernel fail.
 """
 
@@ -11,9 +11,10 @@ from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmos.codes import FinishReason, SeqState
-from llmos.microkernel.plan import EMPTY, InFlightStep, equal
+from llmos.microkernel.plan import EMPTY, InFlightStep, append_each, equal
 from llmos.microkernel.rows import Ints, RowTable
 from llmos.microkernel.sequence import Sequence
 
@@ -23,7 +24,8 @@ class Outcome:
     """What a step committed: columns of equal length, one entry per token, and the sequences that need attention.
 
     `rows` and `positions` are where the executor sampled; `offsets` count from the start of the output. `ended`: sequences with the
-    reason why. `recompute`: a token is missing.
+    reason why. `recompute`: a token is missing. Arrays are valid until the next step is committed. `batches`: if they are there already,
+    the columns for each reader as on the wire, and `everything` all of them.
     """
 
     rows: Ints = field(default_factory=lambda: EMPTY)
@@ -35,10 +37,24 @@ class Outcome:
     seqs: list[Sequence] = field(default_factory=list)
     ended: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
     recompute: list[Sequence] = field(default_factory=list)
+    everything: bytes = b""
+    batches: list[tuple[int, bytes]] | None = None
 
 
-def commit_step(rows: RowTable, step: InFlightStep, samples: Ints, failed: Ints, vocab_size: int) -> Outcome:
+def commit_step(
+    rows: RowTable, step: InFlightStep, samples: NDArray[np.int32], failed: NDArray[np.int32], vocab_size: int
+) -> Outcome:
     """Append the step's tokens to their sequences. See `Scheduler.complete` for the shapes."""
+    if step.steady is not None and not len(failed):
+        outcome = step.steady.commit(rows, step.index, samples, vocab_size)
+        if outcome is not None:
+            return outcome
+    return _commit_any(rows, step, samples.astype(np.int64), failed, vocab_size)
+
+
+def _commit_any(
+    rows: RowTable, step: InFlightStep, samples: Ints, failed: NDArray[np.int32], vocab_size: int
+) -> Outcome:
     sampling = len(step.rows) - step.num_silent
     asked, positions, epochs = step.rows[:sampling], step.stored[:sampling], step.epochs[:sampling]
     seqs = step.seqs[:sampling] if step.num_silent else step.seqs
@@ -64,8 +80,7 @@ def _append(rows: RowTable, outcome: Outcome, logs: list[array[int]]) -> None:
     held, tokens = outcome.rows, outcome.tokens
     rows.known[held] += 1
     rows.pending[held] -= 1
-    # `append` gives None, so `any` runs through all of them: a loop in C instead of 256 steps of the interpreter.
-    any(map(array.append, logs, tokens.tolist()))
+    append_each(logs, tokens.tolist())
     known = rows.known[held]
     ends = (known >= rows.max_len[held]) | rows.hits_stop(held, tokens, known)
     if not ends.any():
@@ -81,7 +96,11 @@ def _note_end(outcome: Outcome, seq: Sequence, token: int) -> None:
 
 
 def _careful(
-    rows: RowTable, asked: tuple[Ints, Ints, Ints, list[Sequence]], samples: Ints, failed: Ints, vocab_size: int
+    rows: RowTable,
+    asked: tuple[Ints, Ints, Ints, list[Sequence]],
+    samples: Ints,
+    failed: NDArray[np.int32],
+    vocab_size: int,
 ) -> Outcome:
     """Row by row: late results of sequences that left their row, failed rows, missing and impossible tokens."""
     came = {(row, position): token for row, position, token in samples.tolist() if 0 <= token < vocab_size}

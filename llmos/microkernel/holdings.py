@@ -17,10 +17,13 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmos.microkernel.host_pages import HostPool
-from llmos.microkernel.pages import PagePool
+from llmos.microkernel.pages import PagePool, Pages
 from llmos.microkernel.payers import Payers
-from llmos.microkernel.plan import Copies
+from llmos.microkernel.plan import Copies, append_each
 from llmos.microkernel.sequence import Sequence
 from llmos.microkernel.tenants import Tenant, TenantTable
 
@@ -51,6 +54,16 @@ class Holdings:
         pages = self.pool.grant(count)
         self._payers.take(pages, tenant)
         seq.page_table.extend(pages)
+        return pages
+
+    def extend_each(
+        self, tables: list[array[int]], payers: NDArray[np.int32], charges: list[tuple[Tenant, int]]
+    ) -> Pages:
+        """Add a new page to each page table; the caller has checked that they are there. `payers`: the index of the tenant that each
+        is for, `charges`: those tenants, each with the number of its tables."""
+        pages = self.pool.grant_array(len(tables))
+        self._payers.take_each(pages, payers, charges)
+        append_each(tables, pages.tolist())
         return pages
 
     def share(self, seq: Sequence, tenant: Tenant, pages: list[int]) -> None:

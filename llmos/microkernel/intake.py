@@ -129,7 +129,8 @@ class Intake:
             return []
         residents = self.residents
         usable = (len(seq.tokens) - 1) // residents.page_size
-        residents.prefix.extend_keys(seq.page_hashes, seq.tokens, usable * residents.page_size, self.salt(seq))
+        salt = residents.indexer.salt(seq)
+        residents.prefix.extend_keys(seq.page_hashes, seq.tokens, usable * residents.page_size, salt)
         return residents.prefix.match(seq.page_hashes[:usable])
 
     def _may_share(self, tenant: Tenant, shared: list[int]) -> bool:
@@ -140,10 +141,6 @@ class Intake:
         return not unheld or (
             within_quota and residents.pool.num_cached_among(shared) <= residents.holdings.grantable(tenant)
         )
-
-    def salt(self, seq: Sequence) -> bytes:
-        """Pages are found only by sequences with the same salt."""
-        return b"" if self.limits.share_prefixes else seq.owner.encode()
 
     def _need(self, seq: Sequence, shared: list[int]) -> _Need:
         residents = self.residents

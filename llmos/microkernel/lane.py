@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmos.errors import InvalidRequest, ProtocolError, Unavailable
 from llmos.microkernel.commit import Outcome
 from llmos.microkernel.limits import SchedulerLimits
-from llmos.microkernel.rows import Ints
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import Sequence
 from llmos.microkernel.tenants import Tenant, TenantLimits, TenantTable
@@ -126,7 +126,8 @@ class Lane:
         if scheduler is None or result.generation != self.generation or result.step != expected:
             self.results_dropped += 1
             return None
-        return scheduler.complete(_matrix(result.samples, 3), _matrix(result.failed, 2), result.busy_us * 1e-6, now)
+        failed = _matrix(result.failed, 2) if result.failed else _NOBODY
+        return scheduler.complete(_matrix(result.samples, 3), failed, result.busy_us * 1e-6, now)
 
     def check_tenant(self, name: str, limits: TenantLimits) -> None:
         """Raise `InvalidRequest` if a new limit of a tenant contradicts what lives here now."""
@@ -218,8 +219,11 @@ _COUNTS = (
 )  # fmt: skip
 
 
-def _matrix(blob: bytes, columns: int) -> Ints:
+_NOBODY: NDArray[np.int32] = np.zeros((0, 2), np.int32)
+
+
+def _matrix(blob: bytes, columns: int) -> NDArray[np.int32]:
     """An int32 blob of the wire as rows of `columns` integers."""
     if len(blob) % (4 * columns):
         raise ProtocolError(f"int32 blob of {len(blob)} bytes: not rows of {columns}", field="samples")
-    return np.frombuffer(blob, "<i4").reshape(-1, columns).astype(np.int64)
+    return np.frombuffer(blob, "<i4").reshape(-1, columns)

@@ -33,6 +33,7 @@ class KernelLimits:
 @dataclass(slots=True)
 class SchedulerCounters:
     steps: int = 0
+    steady_steps: int = 0  # of these, planned by the fast path
     tokens_committed: int = 0
     preemptions: int = 0
     swaps_out: int = 0

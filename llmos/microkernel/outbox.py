@@ -42,6 +42,10 @@ class Outbox:
 
         Returns them all as int64[n,3] (rid, offset in the output, token).
         """
+        if outcome.batches is not None and not logprobs:
+            for peer, columns_of_peer in outcome.batches:
+                self._batch(peer).columns = columns_of_peer
+            return outcome.everything
         rest: NDArray[np.bool_] = np.ones(len(outcome.tokens), bool)
         if logprobs:
             found = {(entry.row, entry.position): entry.logprobs for entry in logprobs}
@@ -52,7 +56,7 @@ class Outbox:
                         self._entry(outcome, place, found[address])
         columns = np.stack((outcome.rids, outcome.offsets, outcome.tokens), axis=1)
         everything = columns.astype("<i8", copy=False).tobytes()
-        for peer in set(outcome.readers[rest].tolist()) - {NOBODY}:
+        for peer in sorted(set(outcome.readers[rest].tolist()) - {NOBODY}):
             batch = self._batch(peer)
             assert not batch.columns
             chosen = rest & (outcome.readers == peer)

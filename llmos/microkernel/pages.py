@@ -26,13 +26,50 @@ from numpy.typing import NDArray
 _BULK = 16  # from so many pages on one vector operation beats a loop
 
 
+Pages = NDArray[np.int64]  # page ids
+
+
+class _Ring:
+    """Free pages, in the order in which they became free. Taking or putting back any number of them is a copy or two."""
+
+    def __init__(self, num_pages: int) -> None:
+        self._slots: Pages = np.arange(num_pages)
+        self._first = 0
+        self._count = num_pages
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, count: int) -> Pages:
+        """The first `count`; the caller has checked that they are there."""
+        first, size = self._first, len(self._slots)
+        end = first + count
+        if end <= size:
+            pages = self._slots[first:end].copy()
+        else:
+            pages = np.concatenate((self._slots[first:], self._slots[: end - size]))
+        self._first, self._count = end % size, self._count - count
+        return pages
+
+    def put(self, pages: list[int]) -> None:
+        size = len(self._slots)
+        first = (self._first + self._count) % size
+        before = min(len(pages), size - first)
+        self._slots[first : first + before] = pages[:before]
+        self._slots[: len(pages) - before] = pages[before:]
+        self._count += len(pages)
+
+    def all(self) -> list[int]:
+        return np.roll(self._slots, -self._first)[: self._count].tolist()
+
+
 class PagePool:
     """Grants and takes back pages. `on_evict(page)` is told when a cached page's content is given up."""
 
     def __init__(self, num_pages: int, on_evict: Callable[[int], None]) -> None:
         self.num_pages = num_pages
         self.refs: NDArray[np.int32] = np.zeros(num_pages, np.int32)
-        self._free: deque[int] = deque(range(num_pages))
+        self._free = _Ring(num_pages)
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._quarantine: deque[tuple[int, int]] = deque()  # (step, page)
         self._quarantined: dict[int, int] = {}  # page -> the step after which it is released
@@ -69,17 +106,24 @@ class PagePool:
 
     def grant(self, count: int) -> list[int]:
         """`count` pages with one reference each. The caller has checked `available`."""
+        return self.grant_array(count).tolist()
+
+    def grant_array(self, count: int) -> Pages:
+        """The same, for many."""
         assert count <= self.available, f"{count} pages asked, {self.available} available"
-        free = self._free
-        pages = [free.popleft() for _ in range(min(count, len(free)))]
-        while len(pages) < count:
-            page, _ = self._cached.popitem(last=False)
-            self._known.discard(page)
-            self._on_evict(page)
-            pages.append(page)
+        pages = self._free.take(min(count, len(self._free)))
+        if len(pages) < count:
+            pages = np.concatenate((pages, self._evict(count - len(pages))))
+        assert not np.count_nonzero(self.refs[pages])
+        self.refs[pages] = 1
+        return pages
+
+    def _evict(self, count: int) -> list[int]:
+        """Give up the content of the cached pages that were used longest ago."""
+        pages = [self._cached.popitem(last=False)[0] for _ in range(count)]
+        self._known.difference_update(pages)
         for page in pages:
-            assert self.refs[page] == 0
-            self.refs[page] = 1
+            self._on_evict(page)
         return pages
 
     def share(self, page: int) -> None:
@@ -122,6 +166,7 @@ class PagePool:
     def complete(self, step: int) -> None:
         """All steps up to `step` are done: end the quarantine of what they could touch."""
         # Pages of a swap wait for one step more than pages let go after it, so entries are not strictly in order of steps.
+        freed = []
         while self._quarantine and self._quarantine[0][0] <= step:
             released_at, page = self._quarantine.popleft()
             # A page may have been shared, and even released again, since this entry was made.
@@ -131,16 +176,19 @@ class PagePool:
             if page in self._known:
                 self._cached[page] = None
             else:
-                self._free.append(page)
+                freed.append(page)
+        if freed:
+            self._free.put(freed)
 
-    def know(self, page: int) -> None:
-        """The prefix cache has indexed this used page's content."""
-        assert self.refs[page] > 0
-        self._known.add(page)
+    def know(self, *pages: int) -> None:
+        """The prefix cache has indexed the content of these used pages."""
+        for page in pages:
+            assert self.refs[page] > 0, f"page {page} was indexed, and nobody holds it"
+        self._known.update(pages)
 
     def check(self) -> None:
         """Assert the invariants; O(pages)."""
-        free, cached, quarantined = set(self._free), set(self._cached), set(self._quarantined)
+        free, cached, quarantined = set(self._free.all()), set(self._cached), set(self._quarantined)
         used = set(np.flatnonzero(self.refs).tolist())
         assert len(free) == len(self._free), "a page is free twice"
         assert len(free) + len(cached) + len(quarantined) + len(used) == self.num_pages, "pages lost or in two states"

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from llmos.microkernel.pages import Pages
 from llmos.microkernel.tenants import Tenant, TenantTable
 
 
@@ -32,6 +33,12 @@ class Payers:
         for page in pages:
             self._payer[page] = tenant.index
             tenant.pages += 1
+
+    def take_each(self, pages: Pages, payers: NDArray[np.int32], charges: list[tuple[Tenant, int]]) -> None:
+        """As `take`, each page for its own tenant. `payers`: their indices, `charges`: the tenants with the number of their pages."""
+        self._payer[pages] = payers
+        for tenant, count in charges:
+            tenant.pages += count
 
     def share(self, pages: Iterable[int], tenant: Tenant) -> None:
         """These are held, and one more page table of this tenant holds them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,12 +14,21 @@ from llmos.microkernel.sequence import Sequence
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import RowAdd, StepPlan
 
+if TYPE_CHECKING:
+    from llmos.microkernel.steady import Steady
+
 EMPTY: Ints = np.zeros(0, np.int64)
 
 
 def equal(left: Ints, right: Ints) -> bool:
     """`np.array_equal` without its overhead, which counts at a dozen comparisons a step."""
-    return len(left) == len(right) and bool((left == right).all())
+    return left is right or (len(left) == len(right) and bool((left == right).all()))
+
+
+def append_each(arrays: list[array[int]], values: list[int]) -> None:
+    """One value to each array."""
+    # `append` gives None, so `any` runs through all of them: a loop in C instead of 256 steps of the interpreter.
+    any(map(array.append, arrays, values))
 
 
 @dataclass(slots=True)
@@ -27,7 +37,7 @@ class InFlightStep:
 
     `rows`, `epochs`: every row that computes and its life. `stored`: its tokens in pages once the step is done, which for a row that
     samples is also the position of the new token. `seqs`, `logs`: the rows' sequences and their tokens. `num_decodes` of the rows
-    decode, the others compute `num_prefill` tokens together.
+    decode, the others compute `num_prefill` tokens together. `steady`: what foresaw it, if something did, as its step `index`.
     """
 
     step: int
@@ -39,6 +49,8 @@ class InFlightStep:
     logs: list[array[int]]
     num_decodes: int
     num_prefill: int
+    steady: Steady | None = None
+    index: int = 0
 
 
 class Copies:
@@ -70,7 +82,7 @@ class PlanBuilder:
 
     row_frees: list[int] = field(default_factory=list)
     row_adds: list[RowAdd] = field(default_factory=list)
-    page_appends: list[int] = field(default_factory=list)
+    page_appends: bytes = b""
     chunks: list[tuple[int, int, int]] = field(default_factory=list)  # those that sample nothing
     last_chunks: list[tuple[int, int, int]] = field(
         default_factory=list
@@ -91,7 +103,7 @@ class PlanBuilder:
             step=step,
             row_frees=pack_i32(self.row_frees),
             row_adds=tuple(self.row_adds),
-            page_appends=pack_i32(self.page_appends),
+            page_appends=self.page_appends,
             prefill=np.asarray(prefill, "<i4").tobytes() if prefill else b"",
             decode=None if same else self.decode.astype("<i4").tobytes(),
             swap_out=pack_i32(copies.out),

@@ -26,30 +26,38 @@ class PrefixCache:
 
     def extend_keys(self, keys: list[bytes], tokens: array[int], num_tokens: int, salt: bytes) -> None:
         """Append the keys of all full pages within the first `num_tokens` tokens that `keys` lacks."""
-        for index in range(len(keys), num_tokens // self.page_size):
-            previous = keys[-1] if keys else blake2b(salt, digest_size=_KEY_BYTES).digest()
-            start = index * self.page_size
-            content = tokens[start : start + self.page_size].tobytes()
-            keys.append(blake2b(previous + content, digest_size=_KEY_BYTES).digest())
+        done = len(keys)
+        count = num_tokens // self.page_size - done
+        if count <= 0:
+            return
+        previous = keys[-1] if keys else blake2b(salt, digest_size=_KEY_BYTES).digest()
+        content = tokens[done * self.page_size : (done + count) * self.page_size].tobytes()
+        width = len(content) // count
+        for start in range(0, len(content), width):
+            previous = blake2b(previous + content[start : start + width], digest_size=_KEY_BYTES).digest()
+            keys.append(previous)
 
     def match(self, keys: list[bytes]) -> list[int]:
         """Pages of the longest indexed beginning of `keys`."""
         pages = []
+        find = self._page_of.get
         for key in keys:
-            page = self._page_of.get(key)
+            page = find(key)
             if page is None:
                 break
             pages.append(page)
         return pages
 
-    def insert(self, key: bytes, page: int) -> bool:
-        """Index a page; False if the content is indexed already (the older page stays)."""
-        if key in self._page_of:
-            return False
-        assert page not in self._key_of, f"page {page} is indexed under another key"
-        self._page_of[key] = page
-        self._key_of[page] = key
-        return True
+    def insert(self, keys: list[bytes], pages: array[int]) -> list[int]:
+        """Index pages. Returns those that are indexed now, without those whose content is indexed already (the older page stays)."""
+        added = []
+        for key, page in zip(keys, pages):
+            if key not in self._page_of:
+                assert page not in self._key_of, f"page {page} is indexed under another key"
+                self._page_of[key] = page
+                self._key_of[page] = key
+                added.append(page)
+        return added
 
     def evict(self, page: int) -> None:
         """Forget a page's content."""

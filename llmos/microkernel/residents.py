@@ -9,6 +9,7 @@ from __future__ import annotations
 from llmos.codes import FinishReason, PageFate, SeqState
 from llmos.microkernel.holdings import Holdings
 from llmos.microkernel.host_pages import HostPool
+from llmos.microkernel.indexing import Indexer
 from llmos.microkernel.limits import SchedulerCounters, SchedulerLimits
 from llmos.microkernel.pacing import Costs, WorkingSet
 from llmos.microkernel.pages import PagePool
@@ -35,6 +36,7 @@ class Residents:
         self.holdings = Holdings(self.pool, self.host, tenants, executor.page_size)
         self.queue = RunQueue(self.policy, limits.ageing_s)
         self.rows = RowTable(limits.max_rows, limits.client_window_tokens)
+        self.indexer = Indexer(self.rows, self.pool, self.prefix, limits)
         self.costs = Costs(executor.swap_us * 1e-6)
         self.working_set = WorkingSet(executor.num_pages, executor.page_size)
         self.blocked: dict[int, Sequence] = {}
@@ -115,7 +117,7 @@ class Residents:
 
     def preempt(self, seq: Sequence, now: float, *, drop: bool = False) -> None:
         """Take row and pages away; the sequence waits at the front of the queue. `drop`: what its pages hold is not to be trusted."""
-        self._take_row(seq)
+        self._take_row(seq, index=not drop)
         self.bequeath(seq, now)
         fate = PageFate.DROP if drop else self._fate(seq)
         if fate is PageFate.SWAP:
@@ -216,6 +218,7 @@ class Residents:
         seq.max_len = max_len
         if seq.row != NO_ROW:
             self.rows.max_len[seq.row] = max_len
+            self.rows.version += 1
 
     def hold_back(self, seq: Sequence, now: float) -> None:
         """It is to wait for others now: out of the queue."""
@@ -279,8 +282,10 @@ class Residents:
             self.leave_queue(seq, now)
         self.bequeath(seq, now)
 
-    def _take_row(self, seq: Sequence) -> None:
+    def _take_row(self, seq: Sequence, *, index: bool = True) -> None:
         row = seq.row
+        if index:
+            self.indexer.leave(row)
         seq.num_pending = int(self.rows.pending[row])
         seq.kept_tokens = int(self.rows.computed[row])
         seq.job.tokens += seq.kept_tokens - int(self.rows.computed_at_start[row])
@@ -311,6 +316,7 @@ class Residents:
         live = self.live()
         self.holdings.check(live)
         self.rows.check()
+        self.indexer.check()
         use = {tenant.name: [0, 0] for tenant in self.tenants.all}
         for seq in live:
             use[seq.owner][0] += seq.state is SeqState.RUNNING

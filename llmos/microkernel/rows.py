@@ -14,8 +14,8 @@ Columns, in tokens from the start of the prompt unless said:
     many_stops more stop ids than columns: look at the sequence instead
     reader     peer that gets its tokens   computed_at_start  computed when it got the row
 
-Invariant: while `version` stays the same, nobody comes or goes, no row's reader changes and nobody who fell behind catches up, so of these
-columns only those move that every step moves, and `unread`, upwards.
+Invariant: while `version` stays the same, nobody comes or goes, no row's reader or `max_len` changes and nobody who fell behind catches up,
+so of these columns only those move that every step moves, and `unread`, upwards.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 committed while the next step runs. Order inside a step, under one token budget: (1) running sequences that decode, oldest first,
 growing their page tables; if the pool is full a running sequence is preempted (policy.py says which) and goes on later; (2) running
 sequences with prompt left (chunked prefill); (3) waiting sequences (intake.py), unless this step had to preempt. Beside decodes,
-(2) and (3) get only as many tokens as keep the step short (pacing.py).
+(2) and (3) get only as many tokens as keep the step short (pacing.py). A step that only repeats the decodes of the one before takes the
+fast path (steady.py), which plans the same.
 
 Invariants: a row belongs to one running sequence; pages let go are not granted again before every step that could touch them is
 done (pages.py); the oldest running sequence can always take one more step, because admission refused what the pool can not hold.
@@ -19,13 +20,15 @@ from numpy.typing import NDArray
 
 from llmos.codes import SeqState
 from llmos.microkernel.commit import Outcome, commit_step
+from llmos.microkernel.growth import Growth
 from llmos.microkernel.intake import Intake
 from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.plan import Copies, InFlightStep, PlanBuilder, equal
 from llmos.microkernel.residents import Residents
 from llmos.microkernel.rows import Ints
 from llmos.microkernel.sequence import PREFILL_ONLY, Sequence
-from llmos.microkernel.tenants import Tenant, TenantTable
+from llmos.microkernel.steady import Steady
+from llmos.microkernel.tenants import TenantTable
 from llmos.microkernel.timeline import Cause
 from llmos.microkernel.trial import Trial
 from llmos.protocol.codec import pack_i32
@@ -48,6 +51,8 @@ class Scheduler:
         self.pool = self.residents.pool
         self.prefix = self.residents.prefix
         self.holdings = self.residents.holdings
+        self.indexer = self.residents.indexer
+        self.growth = Growth(self.residents)
         self.counters = self.residents.counters
         self.in_flight: deque[InFlightStep] = deque()
         self.last_step = 0
@@ -55,6 +60,7 @@ class Scheduler:
         self._bequests: list[Sequence] = []  # what their heirs wait for is in the plan that is being made
         self._last: InFlightStep | None = None
         self._last_decode: Ints | None = None
+        self._steady: Steady | None = None
 
     # ------------------------------------------------------------ planning
 
@@ -64,23 +70,42 @@ class Scheduler:
             return None
         if not (len(self.rows) or self.queue or self.holdings.copies):
             return None
+        if self._steady is not None:
+            plan = self._go_on(self._steady, generation, now)
+            if plan is not None:
+                return plan
         preemptions = self.counters.preemptions
         order = self.rows.order
         remaining, samples = self.rows.remaining(order)
         budget = self._plan_decodes((remaining == 1) & samples, now)
-        budget = self.residents.costs.prefill_budget(
-            budget, len(self._builder.decode), self.limits.target_step_s, self.page_size
-        )
+        budget = self._prefill_budget(budget, len(self._builder.decode))
         if (remaining > samples).any():
             budget = self._plan_chunks(budget, now)
         if self.trial.is_on:
             self.trial.note_progress()
-        if self.queue and preemptions == self.counters.preemptions:
-            self.queue.age(now)
+        if preemptions == self.counters.preemptions:
             self._admit(budget, now)
         if not (self._builder.has_work or self.holdings.copies):
             return None
         return self._issue(generation, now)
+
+    def _go_on(self, steady: Steady, generation: int, now: float) -> StepPlan | None:
+        """The fast path: the same rows decode again, and the best of the queue may join. None, and nothing has changed, if it is over."""
+        appends = None if self.tenants.has_rates or self.trial.is_on else steady.plan(self.rows, self.growth)
+        if appends is None:
+            self._steady = None
+            return None
+        if self.queue or self.holdings.copies:
+            builder, decodes = self._builder, len(steady.rows)
+            self._admit(self._prefill_budget(self.limits.max_step_tokens - decodes, decodes), now)
+            if builder.has_work or self.holdings.copies or self.residents.freed_rows:
+                self._steady = None
+                builder.decode, builder.page_appends = steady.rows, appends
+                return self._issue(generation, now)
+        self.counters.steady_steps += 1
+        self.tenants.charge(steady.charges, now)
+        self._note_issued(steady.issued(self.last_step + 1))
+        return StepPlan(generation, self.last_step, b"", (), appends, b"", None)
 
     def _plan_decodes(self, ready: NDArray[np.bool_], now: float) -> int:
         rows = self.rows
@@ -94,7 +119,7 @@ class Scheduler:
         decode = order[ready][: self.limits.max_step_tokens]
         short = decode[rows.computed[decode] >= rows.capacity[decode]]
         if len(short):
-            decode = self._grow(decode, short, now)
+            decode, self._builder.page_appends = self.growth.grow(decode, short, now)
         rows.computed[decode] += 1
         rows.pending[decode] += 1
         self._builder.decode = decode
@@ -114,53 +139,6 @@ class Scheduler:
         over = np.array([tenant.over_rate(now) for tenant in self.tenants.all], bool)
         within: NDArray[np.bool_] = ~over[self.rows.tenant[rows]]
         return within
-
-    def _grow(self, decode: Ints, short: Ints, now: float) -> Ints:
-        """One more page for each row of `short`, oldest first; returns the rows of `decode` that can run in this step."""
-        skipped: set[int] = set()
-        appends: list[tuple[int, int, int]] = []
-        for row in short.tolist():
-            seq = self.rows.seqs[row]
-            if seq is None:
-                continue  # preempted for another one
-            tenant = self.tenants.get(seq.owner)
-            if not self._make_room(seq, tenant, now):
-                skipped.add(row)
-                continue
-            self.holdings.extend(seq, tenant, 1)
-            appends.append((row, len(seq.page_table) - 1, seq.page_table[-1]))
-            self.rows.capacity[row] += self.page_size
-        for append in appends:
-            if self.rows.seqs[append[0]] is not None:  # not preempted after it grew
-                self._builder.page_appends += append
-        kept = [row for row in decode.tolist() if self.rows.seqs[row] is not None and row not in skipped]
-        return np.array(kept, np.int64)
-
-    def _make_room(self, seq: Sequence, tenant: Tenant, now: float) -> bool:
-        """Have one page grantable for `seq`, if need be by preempting. False: `seq` does not run in this step."""
-        while True:
-            over_quota = tenant.pages >= tenant.limits.max_pages
-            if not over_quota and self.holdings.grantable(tenant) > 0:
-                return True
-            if not over_quota and self.pool.num_quarantined:
-                return False  # pages come back when a step in flight is done
-            if self.residents.reclaim(seq, tenant, own_only=over_quota):
-                continue
-            victim = self._victim(tenant, own_only=over_quota)
-            self.residents.preempt(victim, now)
-            if victim is seq:
-                return False
-
-    def _victim(self, tenant: Tenant, *, own_only: bool) -> Sequence:
-        """Whom to preempt so that `tenant` gets a page: never somebody within another tenant's guarantee."""
-        candidates: list[Sequence] = []
-        for row in self.rows.order.tolist():
-            seq = self.rows.seqs[row]
-            assert seq is not None
-            other = self.tenants.get(seq.owner)
-            if other is tenant or (not own_only and other.pages > other.limits.guaranteed_pages):
-                candidates.append(seq)
-        return max(candidates, key=self.residents.policy.preemption_rank)
 
     def _plan_chunks(self, budget: int, now: float) -> int:
         order = self.rows.order
@@ -194,7 +172,12 @@ class Scheduler:
             self._bequests.append(seq)
         return count
 
+    def _prefill_budget(self, budget: int, decodes: int) -> int:
+        return self.residents.costs.prefill_budget(budget, decodes, self.limits.target_step_s, self.page_size)
+
     def _admit(self, budget: int, now: float) -> None:
+        if self.queue:
+            self.queue.age(now)
         while budget and self.queue:
             if not self.rows.num_free and not self.residents.yield_unread(None, now):
                 return
@@ -231,43 +214,50 @@ class Scheduler:
 
     def _issue(self, generation: int, now: float) -> StepPlan:
         """Turn the builder into a plan and remember what its result must look like."""
-        builder, self._builder = self._builder, PlanBuilder()
-        copies, self.holdings.copies = self.holdings.copies, Copies()
-        self.residents.host.settle()
-        builder.row_frees, self.residents.freed_rows = self.residents.freed_rows, []
-        self.last_step += 1
-        self.holdings.last_step, self.holdings.idle = self.last_step, False
-        self.counters.steps += 1
+        builder = self._builder
         rows, stored = builder.decode, self.rows.computed[builder.decode]
-        counts = np.ones(len(rows), np.int64)
+        counts = None
         num_prefill = 0
         chunks = builder.last_chunks + builder.chunks
         if chunks:
             chunk_rows, starts, lengths = np.array(chunks, np.int64).T
             rows = np.concatenate([rows, chunk_rows])
             stored = np.concatenate([stored, starts + lengths])
-            counts = np.concatenate([counts, lengths])
+            counts = np.concatenate([np.ones(len(builder.decode), np.int64), lengths])
             num_prefill = int(lengths.sum())
         epochs = self.rows.epoch[rows]
         last = self._last
-        if last is not None and equal(last.rows, rows) and equal(last.epochs, epochs):
+        repeats = last is not None and equal(last.rows, rows) and equal(last.epochs, epochs)
+        if last is not None and repeats:
             seqs, logs = last.seqs, last.logs
         else:
             seqs = [seq for row in rows.tolist() if (seq := self.rows.seqs[row]) is not None]
             logs = [seq.tokens for seq in seqs]
         assert len(seqs) == len(rows), "a row was planned that nobody holds"
-        self.tenants.charge(self.rows.tenant[rows], counts, now)
+        self.tenants.charge(self.tenants.counts(self.rows.tenant[rows], counts), now)
         step = InFlightStep(
-            self.last_step, rows, epochs, stored, len(builder.chunks), seqs, logs, len(builder.decode), num_prefill
+            self.last_step + 1, rows, epochs, stored, len(builder.chunks), seqs, logs, len(builder.decode), num_prefill
         )
-        self.in_flight.append(step)
+        if repeats and not chunks:
+            self._steady = Steady.begin(self.rows, step, self.page_size, self.tenants)
+        self._note_issued(step)
+        builder.row_frees, self.residents.freed_rows = self.residents.freed_rows, []
+        copies, self.holdings.copies = self.holdings.copies, Copies()
         plan = builder.build(generation, step.step, self._last_decode, copies)
-        self._last, self._last_decode = step, builder.decode
-        self.residents.working_set.step()
+        self._last_decode, self._builder = builder.decode, PlanBuilder()
         bequests, self._bequests = self._bequests, []
         for seq in bequests:
             self.residents.bequeath(seq, now)
         return plan
+
+    def _note_issued(self, step: InFlightStep) -> None:
+        self.residents.host.settle()
+        self.residents.working_set.step()
+        self.last_step = self.holdings.last_step = step.step
+        self.holdings.idle = False
+        self.counters.steps += 1
+        self.in_flight.append(step)
+        self._last = step
 
     def least_time(self, num_prompt: int, num_output: int) -> float:
         """Seconds that a sequence's steps alone take, as far as measured."""
@@ -275,25 +265,29 @@ class Scheduler:
 
     # ------------------------------------------------------------ results
 
-    def complete(self, samples: Ints, failed: Ints, busy_s: float, now: float) -> Outcome:
+    def complete(self, samples: NDArray[np.int32], failed: NDArray[np.int32], busy_s: float, now: float) -> Outcome:
         """The oldest step in flight is done. `samples`: int[n,3] (row, position, token), `failed`: int[n,2] (row, reason)."""
         step = self.in_flight.popleft()
         self.residents.costs.note(busy_s, step.num_decodes, step.num_prefill)
         self.holdings.idle = not self.in_flight
         outcome = commit_step(self.rows, step, samples, failed, self.vocab_size)
         self.counters.tokens_committed += len(outcome.tokens)
-        if not self.rows.decoding[step.rows].all():
-            self._note_decoding(step, now)
-        for seq in outcome.recompute:
-            self.residents.distrust(seq, now)
-        if self.limits.prefix_cache:
-            self._index(step)
-        if step.num_silent:
-            self._rest_prefilled(step, now)
+        if outcome.batches is None:
+            self._look_after(step, outcome, now)
         if self.trial.is_watching:
             self.trial.note_progress()
         self.pool.complete(step.step)
         return outcome
+
+    def _look_after(self, step: InFlightStep, outcome: Outcome, now: float) -> None:
+        """What a result that was not foreseen can mean for a sequence, besides its end."""
+        if not self.rows.decoding[step.rows].all():
+            self._note_decoding(step, now)
+        for seq in outcome.recompute:
+            self.residents.distrust(seq, now)
+        self.indexer.chunks_done(step)
+        if step.num_silent:
+            self._rest_prefilled(step, now)
 
     def _note_decoding(self, step: InFlightStep, now: float) -> None:
         """Rows that got their first token: their time passes for decode now."""
@@ -313,15 +307,8 @@ class Scheduler:
             if rows.epoch[row] == epoch and not seq.generating and rows.computed[row] >= len(seq.tokens) - 1:
                 self.residents.rest(seq, now)
 
-    def _index(self, step: InFlightStep) -> None:
-        """Tell the prefix cache of pages that became full of committed tokens."""
-        rows, size = self.rows, self.page_size
-        full = np.minimum(step.stored, rows.known[step.rows]) // size
-        grown = (full > rows.indexed[step.rows]) & (rows.epoch[step.rows] == step.epochs)
-        for place in np.flatnonzero(grown).tolist():
-            seq, row, upto = step.seqs[place], int(step.rows[place]), int(full[place])
-            self.prefix.extend_keys(seq.page_hashes, seq.tokens, upto * size, self.intake.salt(seq))
-            for index in range(int(rows.indexed[row]), upto):
-                if self.prefix.insert(seq.page_hashes[index], seq.page_table[index]):
-                    self.pool.know(seq.page_table[index])
-            rows.indexed[row] = upto
+    def check(self) -> None:
+        """Assert the invariants; O(pages + sequences)."""
+        self.residents.check()
+        if self._steady is not None:
+            self._steady.check(self.rows)

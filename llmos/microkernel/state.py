@@ -361,7 +361,7 @@ class State:
         assert not self._followers
         for lane in self.lanes.values():
             if lane.scheduler is not None:
-                lane.scheduler.residents.check()
+                lane.scheduler.check()
         live = [seq for lane in self.lanes.values() if lane.scheduler for seq in lane.scheduler.residents.live()]
         assert sorted(seq.rid for seq in live) == sorted(self.sequences), "a sequence is lost or held twice"
         assert all(seq.reason is None for seq in live)

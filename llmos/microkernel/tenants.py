@@ -134,14 +134,21 @@ class TenantTable:
                 tenant.lift(min(active))
         tenant.waiting += 1
 
-    def charge(self, indices: NDArray[np.int64], tokens: NDArray[np.int64], now: float) -> None:
-        """A step computes `tokens[i]` for the tenant with index `indices[i]`."""
-        if len(self.all) == 1:
-            self.all[0].charge(int(tokens.sum()), now)
-            return
-        for index, count in enumerate(np.bincount(indices, weights=tokens).tolist()):
-            if count:
-                self.all[index].charge(int(count), now)
+    def counts(self, indices: NDArray[np.int64], weights: NDArray[np.int64] | None = None) -> list[tuple[Tenant, int]]:
+        """The tenants among these table indices, each with how often it is there, or with the sum of its weights."""
+        found = np.bincount(indices, weights).tolist()
+        return [(tenant, int(count)) for tenant, count in zip(self.all, found) if count]
+
+    def charge(self, counts: list[tuple[Tenant, int]], now: float) -> None:
+        """A step computes so many tokens for each."""
+        for tenant, tokens in counts:
+            tenant.charge(tokens, now)
+
+    def reserved(self) -> int:
+        """Pages that must stay grantable for guarantees."""
+        if not self.has_guarantees:
+            return 0
+        return sum(max(0, tenant.limits.guaranteed_pages - tenant.pages) for tenant in self.all)
 
     def reserved_for_others(self, tenant: Tenant) -> int:
         """Pages that must stay grantable for other tenants' guarantees."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from kernel_world import FakeExecutor
 
+from llmos.microkernel.pages import Pages
 from llmos.microkernel.scheduler import Scheduler
 from llmos.protocol import messages as m
 from llmos.protocol.codec import unpack_i32
@@ -154,17 +155,25 @@ class Mirror:
     # ------------------------------------------------------------ pages that are granted again
 
     def _watch_grants(self, scheduler: Scheduler) -> None:
-        pool, grant = scheduler.pool, scheduler.pool.grant
+        pool, grant, grant_array = scheduler.pool, scheduler.pool.grant, scheduler.pool.grant_array
 
-        def watched(count: int) -> list[int]:
-            pages = grant(count)
+        def note(pages: list[int]) -> None:
             flights = tuple(step.step for step in scheduler.in_flight)
             self._grants += [(page, scheduler.last_step, flights) for page in pages]
             for page in pages:
                 self._writer.pop(page, None)
+
+        def watched(count: int) -> list[int]:
+            pages = grant(count)
+            note(pages)
             return pages
 
-        pool.grant = watched
+        def watched_array(count: int) -> Pages:
+            pages = grant_array(count)
+            note(pages.tolist())
+            return pages
+
+        pool.grant, pool.grant_array = watched, watched_array
 
     def _check_grants(self) -> None:
         """A page is not granted as long as a step that was issued before may touch it, or the same plan still copies from it."""
