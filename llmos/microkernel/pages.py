@@ -60,7 +60,8 @@ class _Ring:
         self._count += len(pages)
 
     def all(self) -> list[int]:
-        return np.roll(self._slots, -self._first)[: self._count].tolist()
+        pages: list[int] = np.roll(self._slots, -self._first)[: self._count].tolist()
+        return pages
 
 
 class PagePool:
@@ -106,7 +107,8 @@ class PagePool:
 
     def grant(self, count: int) -> list[int]:
         """`count` pages with one reference each. The caller has checked `available`."""
-        return self.grant_array(count).tolist()
+        pages: list[int] = self.grant_array(count).tolist()
+        return pages
 
     def grant_array(self, count: int) -> Pages:
         """The same, for many."""
