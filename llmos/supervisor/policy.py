@@ -47,11 +47,13 @@ def on_exit(
     starting_up: bool,
     hopeless: bool,
     renewing: bool = False,
+    killed: bool = False,
 ) -> Action:
     """The answer to the exit of a process in `state`. `deaths_in_a_row` counts this one; `starting_up` until the daemon as a whole
-    serves; `hopeless`: the process said that what it was configured with can not work; `renewing`: another one was wanted."""
+    serves; `hopeless`: the process said that what it was configured with can not work; `renewing`: another one was wanted;
+    `killed`: by a signal, which is no fault of what is being started."""
     if state is ServiceState.STOPPING:
         return Action.RENEW if renewing else Action.EXPECTED
-    if starting_up:
+    if starting_up and not (killed and deaths_in_a_row <= policy.most_in_a_row):
         return Action.ABORT_START
     return Action.GIVE_UP if hopeless or deaths_in_a_row > policy.most_in_a_row else Action.RESTART

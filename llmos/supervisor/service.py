@@ -98,6 +98,11 @@ class Service:
             self.process is not None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         )
 
+    def was_killed(self) -> bool:
+        """Did a signal end the process that `has_exited` saw?"""
+        seen = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return seen is not None and seen.si_code != os.CLD_EXITED
+
     def reap(self, into: ServiceState) -> tuple[int, str]:
         """Collect a dead process and the rest of its group, enter `into`; returns exit code and how it ended."""
         assert self.process is not None

@@ -82,6 +82,7 @@ class Supervisor:
         self._listener: Listener[Any] = Listener(run_dir, "supervisor", schema, _ROLES)
         self._policy = RestartPolicy()
         self._starting = True
+        self._turned_at = 0.0
         self._drain: Drain | None = None
         self._changed = False
         self._next_report = 0.0
@@ -97,11 +98,13 @@ class Supervisor:
                 self._spawn(service)
             while any(service.state is not ServiceState.RUNNING for service in stage):
                 self._turn(self._time_left(stage))
+                self._restart_due()
                 if self._signals.count:
                     raise StopRequested
                 for service in stage:
                     self._check_start(service)
         self._starting = False
+        self._turned_at = time.monotonic()
         self._do("serving")
         self._notifier.ready()
 
@@ -160,6 +163,11 @@ class Supervisor:
 
     def _keep_up(self, timeout_s: float) -> None:
         """One turn of a daemon that serves."""
+        if time.monotonic() - self._turned_at > self._limits.hang_timeout_s / 2:
+            for service in self.services.values():
+                service.beat_at = (
+                    time.monotonic()
+                )  # we were the ones who gave no sign of life: their beats are still to be read
         services = self.services.values()
         due = [service.restart_at for service in services if service.state is ServiceState.BACKOFF]
         due += [service.stop_by for service in services if service.state is ServiceState.STOPPING]
@@ -167,6 +175,7 @@ class Supervisor:
         self._turn(max(0.0, min([timeout_s, *(moment - now for moment in due)])))
         self._restart_due()
         self._kill_silent()
+        self._turned_at = time.monotonic()
 
     def _restart_due(self) -> None:
         now = time.monotonic()
@@ -217,6 +226,8 @@ class Supervisor:
 
     def _time_left(self, stage: list[Service]) -> float:
         started = [service.started_at for service in stage if service.state is ServiceState.STARTING]
+        if not started:
+            return _OPENING_TURN_S  # one that was killed waits to be started again
         return max(0.0, min(started) + self._limits.start_timeout_s - time.monotonic())
 
     def _check_start(self, service: Service) -> None:
@@ -277,6 +288,7 @@ class Supervisor:
             starting_up=self._starting,
             hopeless=hopeless,
             renewing=service.renewing,
+            killed=service.was_killed(),
         )
         self._poller.unregister(service.pidfd)
         if service.peer is not None:

@@ -42,6 +42,8 @@ from llmos.services.gateway.reading import Reading
 from llmos.services.gateway.requests import READING, Granted, Outbox, RequestState
 from llmos.services.gateway.validate import check_tokens
 
+_CUTS = 2  # a microkernel that is new listens to the second: only then is this the last reader that it knows
+
 
 class Stream(Reading):
     """`wanted`: of the microkernel; a SeqSubmit still lacks its prompt. `received`: when the request came, by the gateway's clock.
@@ -67,7 +69,7 @@ class Stream(Reading):
         self._prompt_tokens = 0
         self._acked = 0
         self._cancel: FinishReason | None = None  # asked for; said as soon as the microkernel listens
-        self._was_cut = False  # the microkernel that is there now was asked to drop what is after the stop string
+        self._cuts = 0  # how often the microkernel that is there now was asked to drop what is after the stop string
         self._end: SeqEnd | None = None
 
     # ------------------------------------------------------------ the microkernel
@@ -124,7 +126,7 @@ class Stream(Reading):
             self._move(RequestState.RESUMING)
 
     def kernel_back(self, now: float, out: Outbox) -> None:
-        self._was_cut = False
+        self._cuts = 0
         super().kernel_back(now, out)
 
     def _resume(self, message: SeqAttached, out: Outbox) -> None:
@@ -143,9 +145,6 @@ class Stream(Reading):
                 out.kernel.append(SeqFinish(self.rid, self._feed.delivered))
             elif self._cancel is not None:
                 out.kernel.append(SeqCancel(self.rid, self._cancel))
-        elif self._has_more(message) and not self._was_cut:
-            self._end = message.end
-            self._cut(out)
         else:
             self._ends(message.end, out)
 
@@ -161,19 +160,12 @@ class Stream(Reading):
         self._finish("", out)
 
     def _give_back(self, message: SeqAccepted | SeqAttached, out: Outbox) -> None:
-        has_ended = isinstance(message, SeqAttached) and message.end is not None
-        if self._stop is not None:
-            if not has_ended or self._has_more(message):
-                out.kernel.append(SeqFinish(self.rid, self._feed.delivered))
-        elif not has_ended:
+        end = message.end if isinstance(message, SeqAttached) else None
+        if self._stop is not None and (end is None or self._is_too_long(end)):
+            out.kernel.append(SeqFinish(self.rid, self._feed.delivered))
+        elif end is None:
             self._leave(out)
         self._move(RequestState.ENDED)
-
-    def _has_more(self, message: SeqAccepted | SeqAttached) -> bool:
-        """Does the sequence have output after the stop string, which another output would go on from?"""
-        if self._stop is None or self._question.is_submit or not isinstance(message, SeqAttached):
-            return False
-        return len(message.output) // 4 > self._feed.delivered and message.prompt_tokens == self._prompt_tokens
 
     def text_failed(self, error: LlmosError, out: Outbox) -> None:
         if not (self._reads and self._question.is_submit):
@@ -208,7 +200,9 @@ class Stream(Reading):
 
     def _ends(self, end: SeqEnd, out: Outbox) -> None:
         is_news, self._end = self._end is None, end
-        if not self._reads:
+        if self._is_too_long(end) and self._cuts < _CUTS:
+            self._cut(out)
+        elif not self._reads:
             self._finish("", out)
         elif is_news:
             self._feed.complete(out.decode)
@@ -288,16 +282,20 @@ class Stream(Reading):
         if self._end is None:
             if self.state is RequestState.STREAMING:
                 out.kernel.append(SeqFinish(self.rid, self._feed.delivered))
-        elif self._feed.received > self._feed.delivered and not self._question.is_submit:
+        elif self._is_too_long(self._end):
             self._cut(out)
         else:
             self._finish(text, out)
 
+    def _is_too_long(self, end: SeqEnd) -> bool:
+        """Has the output ended with tokens after the stop string, which another output would go on from?"""
+        if self._stop is None or self._question.is_submit:
+            return False
+        return end.usage.output_tokens > self._feed.delivered
+
     def _cut(self, out: Outbox) -> None:
-        """The output has ended, with tokens after the stop string. An open sequence must have dropped them when the client hears of
-        the end.
-        """
-        self._was_cut = True
+        """The client must not hear of the end before the sequence has dropped what is too much."""
+        self._cuts += 1
         self._move(RequestState.RESUMING)
         out.kernel.append(SeqFinish(self.rid, self._feed.delivered))
         self._attach(out)

@@ -277,7 +277,7 @@ ROWS: list[tuple[tuple[str, ...], str, str, str, dict[str, Any]]] = [
     (STREAMS, "resuming", "abandon", "orphaned", {"text": [CLOSE]}),
     # -- resuming because the output is too long
     (KNOWN, "cutting", "cut", "ended", {"client": [finished(FinishReason.STOP, 1, "END")]}),
-    (KNOWN, "cutting", "uncut", "ended", {"client": [finished(FinishReason.STOP, 1, "END")]}),
+    (KNOWN, "cutting", "uncut", "resuming", {"kernel": [FINISH, ATTACH]}),
     (KNOWN, "cutting", "unknown", "ended", {"client": [finished(FinishReason.STOP, 1, "END")]}),
     (KNOWN, "cutting", "fail", "ended", {"client": [finished(FinishReason.STOP, 1, "END")]}),
     (KNOWN, "cutting", "cancel", "resuming", {}),

@@ -207,12 +207,22 @@ def test_stop_string_is_told_again_of_a_microkernel_that_did_not_hear_of_it() ->
     assert to_client(out) == [m.Finished(4, 70, FinishReason.STOP, "", usage(3, 2), "END")]
 
 
-def test_stop_string_of_what_can_not_be_cut_is_told_once() -> None:
+def test_stop_string_of_what_can_not_be_cut_is_told_twice() -> None:
     """A one-shot sequence keeps what it made."""
     stream, out = late_stop(), Outbox()
     stream.answered(after_stop(10, 11, 12), 0.0, out)
+    assert out == Outbox(kernel=[m.SeqFinish(70, 2), m.SeqAttach(9, 70, "alice")])
+    out = Outbox()
+    stream.answered(after_stop(10, 11, 12), 0.0, out)
     assert out.kernel == []
     assert to_client(out) == [m.Finished(4, 70, FinishReason.STOP, "", usage(3, 2), "END")]
+
+
+def test_stop_string_that_crosses_with_the_end_is_told_again() -> None:
+    stream, _ = attached()
+    feed(stream, 0, 10, 11, 12)
+    assert decode(stream, "ab", 2, "END").kernel == [m.SeqFinish(70, 2)]
+    assert end(stream, FinishReason.LENGTH, 3).kernel == [m.SeqFinish(70, 2), m.SeqAttach(9, 70, "alice")]
 
 
 def test_stop_string_of_an_output_that_is_history_is_left_at_that() -> None:

@@ -119,6 +119,17 @@ def test_a_child_that_is_never_ready_runs_into_the_time_limit(start, tmp_path):
     assert_clean(daemon.run_dir)
 
 
+def test_a_child_that_is_killed_during_the_start_is_started_again(start):
+    daemon = start()
+    victim = wait_for(lambda: daemon.children().get("storage"), "storage")
+    victim.kill()
+    assert "is serving" in daemon.serving_line()
+    assert daemon.log.count("storage started") == 2
+    daemon.process.terminate()
+    assert daemon.end() == 0
+    assert_clean(daemon.run_dir)
+
+
 def test_a_stop_during_the_start(start):
     daemon = start(storage="never_ready")
     wait_for(lambda: "storage started" in daemon.log, "start of storage")

@@ -70,6 +70,13 @@ def test_what_an_exit_means(state, starting_up, deaths, hopeless, action):
     assert on_exit(state, POLICY, deaths, starting_up=starting_up, hopeless=hopeless) is action
 
 
+def test_a_start_goes_on_though_a_child_is_killed_but_not_for_ever():
+    def answer(deaths: int) -> Action:
+        return on_exit(ServiceState.STARTING, POLICY, deaths, starting_up=True, hopeless=False, killed=True)
+
+    assert (answer(1), answer(10), answer(11)) == (Action.RESTART, Action.RESTART, Action.ABORT_START)
+
+
 def test_pauses_grow_from_nothing_to_the_longest():
     assert [POLICY.pause_s(deaths) for deaths in range(1, 12)] == [
         *(0.0, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6),
