@@ -8,6 +8,7 @@ from __future__ import annotations
 
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
+GROWTH = 1.5  # what is back after t seconds is found after less than 1.5 t
 STEADY_S = 5.0  # an interruption after so long a quiet time is the first of a new row
 
 
@@ -19,7 +20,7 @@ class Pauses:
 
     def next(self) -> float:
         pause = self._next
-        self._next = min(2 * pause, LONGEST_PAUSE_S)
+        self._next = min(GROWTH * pause, LONGEST_PAUSE_S)
         return pause
 
     def reset(self) -> None:

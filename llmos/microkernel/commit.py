@@ -1,8 +1,8 @@
 """Commit one step's result to its sequences: a token counts only if it is exactly the next one of its sequence.
 
 The usual case (everything that was asked came, nobody left meanwhile) is a handful of vector operations, and fewer if it was foreseen
-(steady.py); anything else takes the careful path, row by row. Invariant: whatever an executor sends, a sequence's committed tokens are positions 0..k-1, each written
-once; what did not come or does not fit makes its sequence recompute, never the microkernel fail.
+(steady.py); anything else takes the careful path, row by row. Invariant: whatever an executor sends, a sequence's committed tokens are
+positions 0..k-1, each written once; what did not come or does not fit makes its sequence recompute, never the microkernel fail.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from llmos.microkernel.commit import Outcome
 from llmos.microkernel.growth import Growers, Growth
 from llmos.microkernel.plan import InFlightStep, append_each
-from llmos.microkernel.rows import Ints, RowTable
+from llmos.microkernel.rows import RowTable
 from llmos.microkernel.sequence import NOBODY
 from llmos.microkernel.tenants import TenantTable
 

@@ -1,8 +1,8 @@
 """The executor process: load a model, register with the microkernel, execute its plans until asked to stop.
 
 States: loading -> greeting (hello sent) -> announcing (ExecutorReady sent) -> serving (ExecutorWelcome with a generation received).
-When the supervisor says that another microkernel took over: back to greeting, and its welcome starts a new generation with an empty
-row table. Plans of another generation are dropped and counted.
+When another microkernel took over (the supervisor says so, or it does not know us): back to greeting, and its welcome starts a new
+generation with an empty row table. Plans of another generation are dropped and counted.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.1  # how often an idle executor looks for signals and beats
 _NO_GENERATION = -1
+_NONE = -1
 
 
 class Pulse:
@@ -106,8 +107,7 @@ class ExecutorService:
             handshake.check_answer(message, "the microkernel")
             self._announce()
         elif isinstance(message, Error) and message.field == "hello":
-            # The supervisor will tell us to greet it.
-            log.info("a result came to a microkernel that does not know us yet")
+            self._kernels_greeted = _NONE  # our result reached one that does not know us
         elif isinstance(message, Error):
             raise from_code(message.code, message.message, field=message.field)
         else:

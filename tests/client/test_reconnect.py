@@ -141,7 +141,7 @@ def test_the_gateway_may_die_at_every_message(world: CrashWorld, scenario: Scena
         world.crash_after(count)
         play(scenario, world)
         wait_until(lambda: not world.kernel.sequences, "nothing is left behind")
-    assert world.deaths >= messages - 3, "the last ones may come after the client has what it wants"
+    assert world.deaths > messages // 2, "how many there are depends on time, and the last ones come after the end"
 
 
 @settings(max_examples=25, deadline=None)

@@ -42,10 +42,11 @@ class Outcome:
 
 @dataclass
 class Caller:
-    """A client that asks one thing after the other, and acknowledges what it has read."""
+    """A client that asks one thing after the other, and acknowledges what it has read. `stays`: it leaves after so many moves."""
 
     name: bytes
     asks: list[Ask]
+    stays: int = MOST_MOVES
     rid: int = 0
     num_read: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
@@ -56,6 +57,12 @@ class Caller:
 
     def go(self, world: FaultyWorld) -> bool:
         """Read the next message, or ask the next question; False if there is nothing to do."""
+        if self.stays <= 0:
+            if self.stays == 0:
+                world.leave(self.name)
+            self.stays -= 1
+            return self.stays == -1
+        self.stays -= 1
         got = world.got(self.name)
         if self.num_read < len(got):
             self.num_read += 1
@@ -88,6 +95,26 @@ class Caller:
             outcome.last = (message.code, message.message)
 
 
+def generate(text: str, params: SamplingParams, key: str | None) -> Ask:
+    return lambda req, _: m.Generate(req, None, text, None, None, params, key)
+
+
+def attach(offset: int) -> Ask:
+    return lambda req, rid: m.Attach(req, rid, offset)
+
+
+def spawn(text: str) -> Ask:
+    return lambda req, _: m.Spawn(req, None, text=text)
+
+
+def append(text: str) -> Ask:
+    return lambda req, rid: m.Append(req, rid, "echo", text, None)
+
+
+def go_on(params: SamplingParams) -> Ask:
+    return lambda req, rid: m.Continue(req, rid, "echo", params)
+
+
 def callers(random: Random) -> list[Caller]:
     """Generates of which some are read again, and conversations."""
 
@@ -100,17 +127,12 @@ def callers(random: Random) -> list[Caller]:
     found = []
     for number in range(random.randint(1, 4)):
         key = random.choice([None, f"own-{number}", f"auto-{number}"])
-        text, asked, offset = prompt(), params(), random.randint(0, 12)
-        generate: Ask = lambda req, _, text=text, asked=asked, key=key: m.Generate(  # type: ignore[misc]
-            req, None, text, None, None, asked, key
-        )
-        attach: Ask = lambda req, rid, offset=offset: m.Attach(req, rid, offset)  # type: ignore[misc]
-        found.append(Caller(b"generates %d" % number, [generate, attach][: random.randint(1, 2)]))
+        asks = [generate(prompt(), params(), key), attach(random.randint(0, 12))]
+        found.append(Caller(b"generates %d" % number, asks[: random.randint(1, 2)]))
     for number in range(random.randint(0, 3)):
-        asks: list[Ask] = [lambda req, _, text=prompt(): m.Spawn(req, None, text=text)]  # type: ignore[misc]
+        asks = [spawn(prompt())]
         for _ in range(random.randint(1, 2)):
-            asks.append(lambda req, rid, text=prompt(): m.Append(req, rid, "echo", text, None))  # type: ignore[misc]
-            asks.append(lambda req, rid, asked=params(): m.Continue(req, rid, "echo", asked))  # type: ignore[misc]
+            asks += [append(prompt()), go_on(params())]
         found.append(Caller(b"talks %d" % number, asks))
     return found
 
@@ -131,13 +153,19 @@ def run(world: FaultyWorld, everybody: list[Caller], random: Random, faults: flo
         elif down and random.random() < 0.1:
             world.bring(random.choice(down))
         else:
-            moves = world.moves()
-            choices = [lambda move=move: world.move(*move) or True for move in moves]
-            choices += [lambda caller=caller: caller.go(world) for caller in everybody]
+            choices = [*world.moves(), *(("go", caller) for caller in everybody)]
             random.shuffle(choices)
-            if not any(choice() for choice in choices) and not down:
+            if not any(_do(world, *choice) for choice in choices) and not down:
                 return deaths
     raise AssertionError("it never ends")
+
+
+def _do(world: FaultyWorld, kind: str, what: Any) -> bool:
+    """False if a client has nothing to do."""
+    if kind == "go":
+        return bool(what.go(world))
+    world.move(kind, what)
+    return True
 
 
 def contents(world: FaultyWorld, everybody: list[Caller]) -> list[list[int]]:
@@ -181,20 +209,7 @@ def test_whoever_leaves_leaves_nothing_behind(block: int) -> None:
         random = Random(seed)
         everybody, world = callers(random), FaultyWorld(PLAN, ALPHABET)
         leaver = random.choice(everybody)
-        stays = random.randint(0, 60)
-        leaver_goes = leaver.go
-        left = False
-
-        def go(world: FaultyWorld) -> bool:
-            nonlocal stays, left
-            stays -= 1
-            if stays > 0 or left:
-                return not left and leaver_goes(world)
-            left = True
-            world.leave(leaver.name)
-            return True
-
-        leaver.go = go  # type: ignore[method-assign]
+        leaver.stays = random.randint(1, 60)
         with mock.patch.object(router_module, "MAX_STRIKES", 1_000_000):
             run(world, everybody, random, 0.02)
         assert all(caller.is_done for caller in everybody if caller is not leaver), f"seed {seed}"

@@ -22,7 +22,7 @@ from simulation.shrink import Violation, attempt, find, leave_out, shrink, story
 from llmos.codes import FinishReason
 from llmos.microkernel.holdings import Holdings
 
-SEEDS = range(100)
+SEEDS = range(80)
 EVENTS = 700
 SCRIPT = Path(__file__).parents[2] / "bench" / "simulate.py"
 
@@ -52,12 +52,13 @@ def test_these_lives_reach_everything():
             counters = lane.scheduler.counters
             counts.update({name: getattr(counters, name) for name in counters.__slots__})
             counts["dropped"] += lane.results_dropped
-    assert events > 70_000
+    assert events > 60_000
     assert set(KINDS) == set(kinds)
     assert set(FinishReason) - set(reasons) <= {FinishReason.SHUTDOWN, FinishReason.POISONED}
     least = {
         "preemptions": 200, "swaps_out": 50, "swaps_in": 20, "pages_copied": 20, "prefix_hit_tokens": 1000,
         "deadline_misses": 20, "dropped": 50, "tokens_committed": 10_000,
+        "steady_steps": 300,
     }  # fmt: skip
     assert {name: counts[name] for name in least if counts[name] < least[name]} == {}
 

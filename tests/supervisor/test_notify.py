@@ -131,7 +131,8 @@ def test_the_line_of_status():
 def test_the_daemon_says_how_it_is(start, manager):
     daemon = start(environment={"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "400000"})
     daemon.serving_line()
-    heard = manager.heard(beats=False)
+    heard: list[str] = []
+    wait_for(lambda: heard.extend(manager.heard(beats=False)) or "READY=1" in heard, "ready")
     assert heard[-2:] == ["STATUS=serving demo", "READY=1"]
     assert any(line.startswith("STATUS=starting") and "microkernel is starting" in line for line in heard)
     for child in daemon.children().values():

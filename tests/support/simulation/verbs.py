@@ -40,6 +40,12 @@ def prompt_of(family: int, length: int, salt: int, extra: int) -> list[int]:
     ]
 
 
+def _beginning(world: World, again: list[Any] | None) -> list[int]:
+    """The first tokens of what another sequence was asked and answered, as a client sends a conversation anew: [label, how many]."""
+    known = known_as(world, again[0]) if again else None
+    return (known.before + known.output)[: min(again[1], known.seen)] if again and known is not None else []
+
+
 def sequence(world: World, known: Known) -> Sequence:
     """What the microkernel knows of it."""
     state = world.kernel.state
@@ -100,9 +106,9 @@ def _entry_problems(
 def submit(
     world: World, before: Before, number: int, *, gate: str, model: str, owner: str, prompt: list[int],
     sampling: dict[str, Any], nice: int = 0, deadline_ms: float | None = None, parent: str | None = None, after: Any = (),
-    request_id: str | None = None,
+    request_id: str | None = None, again: list[Any] | None = None,
 ) -> None:  # fmt: skip
-    tokens, chosen = prompt_of(*prompt), sampling_of(sampling)
+    tokens, chosen = _beginning(world, again) + prompt_of(*prompt), sampling_of(sampling)
     root, first = known_as(world, parent), all_known_as(world, after)
     if parent is not None and root is None:
         return
@@ -157,9 +163,9 @@ def refusal(world: World) -> set[Problem]:
 @verb
 def spawn(
     world: World, before: Before, number: int, *, gate: str, model: str, owner: str, prompt: list[int], nice: int = 0,
-    parent: str | None = None, after: Any = (), request_id: str | None = None,
+    parent: str | None = None, after: Any = (), request_id: str | None = None, again: list[Any] | None = None,
 ) -> None:  # fmt: skip
-    tokens = prompt_of(*prompt)
+    tokens = _beginning(world, again) + prompt_of(*prompt)
     root, first = known_as(world, parent), all_known_as(world, after)
     if parent is not None and root is None:
         return
