@@ -121,7 +121,9 @@ class Chooser:
         if len(world.ledger.live) >= self.setup.max_live:
             return None
         others = [known.label for known in world.ledger.all[-12:]]
+        again = rng.choice(world.ledger.all[-12:]) if others and rng.random() < 0.15 else None
         return {
+            "again": None if again is None else [again.label, rng.randint(1, again.seen + 1)],
             "gate": self._gate(),
             "model": rng.choice(self.setup.models),
             "owner": rng.choice(self.owners),
@@ -148,6 +150,7 @@ class Chooser:
         args = self._entry(world)
         if args is not None and args["request_id"] == "r1":  # asked again and again
             return args | {
+                "again": None,
                 "prompt": [0, 5, 0, 1],
                 "nice": 0,
                 "parent": None,
@@ -155,7 +158,8 @@ class Chooser:
                 "sampling": {"max_tokens": 5, "seed": 1},
             }
         if args is not None:
-            args["sampling"] = self._sampling(args["prompt"][1] + args["prompt"][3])
+            copied = args["again"][1] if args["again"] else 0
+            args["sampling"] = self._sampling(copied + args["prompt"][1] + args["prompt"][3])
             args["deadline_ms"] = self._deadline_ms()
         return args
 
