@@ -125,7 +125,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Tell the clients, then leave. Idempotent."""
-        self.router.fail_all(Unavailable("llmosd is stopping"), time.monotonic())
+        # Streams are not ended: their clients come back to the next gateway, and the microkernel keeps what they read.
         self._relay.fail_all(Unavailable("llmosd is stopping"))
         if self._tables:
             await asyncio.sleep(_FAREWELL_S)
