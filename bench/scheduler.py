@@ -1,11 +1,13 @@
 """What a scheduling step and single verbs cost in the microkernel's own code, without sockets, each beside its bar.
 
-    python bench/scheduler.py            # about two minutes; --quick for a look; --out FILE keeps the figures
+    python bench/scheduler.py            # about three minutes; --quick for a look; --out FILE keeps the figures
 
 Drives the real `Kernel` with results as an executor would send them. A step = handle one StepResult, then tick to the next StepPlan, at
 page size 16 with the prefix cache on, four tenants, one stop token each and readers that acknowledge. "staggered": an equal share of
-the rows needs a page in every step; "lockstep": all need one in the same step. Garbage collection is set up as in the shell. What is
-compared is measured in one process, in turns, so that a busy machine is busy for all; figures are medians unless said.
+the rows fills a page in every step; "lockstep": all fill theirs in the same step. Environment and garbage collection are as llmosd
+sets them up. What is measured is processor time, which on an idle machine is the time that passes; what is compared is measured in one
+process, in turns, so that a busy machine is busy for all. Figures are medians unless said. Those without a bar show what the others
+leave out.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ import argparse
 import gc
 import json
 import math
+import os
 import statistics
+import sys
+import tempfile
 import time
 from array import array
 from collections.abc import Callable
@@ -24,29 +29,43 @@ from pathlib import Path
 
 import numpy as np
 from common import machine, percentile, versions
+from msgspec import structs
 
 from llmos.codes import FinishReason
+from llmos.config import Config
 from llmos.microkernel.kernel import Kernel
 from llmos.microkernel.limits import KernelLimits, SchedulerLimits
 from llmos.microkernel.outbox import Send
 from llmos.microkernel.prefix import PrefixCache
 from llmos.microkernel.sender import Sender
+from llmos.microkernel.steady import Steady
+from llmos.ports.endpoint import RunDir
 from llmos.protocol import messages as m
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.params import SamplingParams
+from llmos.supervisor.plan import make_plan
 
 GATEWAY = Sender(1, "gateway", "gateway")
 EXECUTOR = Sender(2, "executor", "executor.bench")
 ROWS, PAGE_SIZE, PAGES, VOCAB = 256, 16, 100_000, 32_000
+STEP_TOKENS = 65_536  # so that all begin in the same step
 SPREAD = 128  # lengths of staggered prompts
 FORK_TOKENS = 32_768
 TOKEN, STOP = 5, 2
 ACK_EVERY = 256  # tokens, as our clients do
 QUEUES = (10, 100, 1_000, 10_000, 100_000)
+OUTPUT = 30_000  # tokens, more than there are steps
 PARAMS = SamplingParams(
-    temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=1, max_tokens=30_000,
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    seed=1,
+    max_tokens=OUTPUT,
     stop_token_ids=(STOP,),
-)  # fmt: skip
+)
+_begin = Steady.begin
 
 
 @dataclass(frozen=True)
@@ -64,42 +83,60 @@ class Figure:
 
     def __str__(self) -> str:
         verdict = "" if self.bar is None else f"   bar {self.bar:g}: {'met' if self.met else 'MISSED'}"
-        return f"{self.name:58} {self.value:9.3f} {self.unit:8}{verdict}"
+        return f"{self.name:62} {self.value:9.3f} {self.unit:8}{verdict}"
 
 
 class Bench:
     """A kernel with running and waiting sequences, and an executor that answers at once."""
 
-    def __init__(self, rows: int, waiting: int, *, staggered: bool = True) -> None:
-        scheduling = SchedulerLimits(rows, 8192)
+    def __init__(
+        self,
+        rows: int,
+        waiting: int,
+        *,
+        staggered: bool = True,
+        churn: bool = False,
+        general: bool = False,
+        cold: int = 0,
+    ) -> None:
+        """`churn`: in each step one ends and the next begins. `general`: without the fast path. `cold`: bytes of other memory that
+        are read between two steps."""
+        scheduling = SchedulerLimits(rows, STEP_TOKENS)
         self.kernel = Kernel(KernelLimits(max_waiting=10**7), scheduling, ("bench",), 1, 0.0)
         ready = m.ExecutorReady(
-            "bench", PAGES, PAGE_SIZE, rows, 8192, 100_000, VOCAB, "none", "bench", host_pages=0, swap_us=0.0
+            "bench", PAGES, PAGE_SIZE, rows, STEP_TOKENS, 100_000, VOCAB, "none", "bench", host_pages=0, swap_us=0.0
         )
         self.kernel.handle(EXECUTOR, ready, 0.0)
-        for index in range(rows + waiting):
-            self.submit(index, index % SPREAD if staggered else 0)
+        self.begin = classmethod(lambda *args: None) if general else _begin
+        self.other = np.zeros(cold, np.int8)
+        for index in range(rows):
+            self.submit(index, index % SPREAD if staggered else 0, index + 2 * PAGE_SIZE if churn else OUTPUT)
         self.positions, self.prompt_lens, self.rids = (np.zeros(rows, np.int64) for _ in range(3))
         self.decode = np.zeros(0, np.int32)
         self.acks: list[m.SeqAck] = []
         self.plans: list[m.StepPlan] = []
         self.take(self.kernel.tick(0.0))
+        for index in range(waiting):
+            self.submit(rows + index, index % SPREAD if staggered else 0, rows if churn else OUTPUT)
         for _ in range(2 * PAGE_SIZE):  # until every row decodes
             self.step_us()
 
-    def submit(self, index: int, extra: int = 0) -> None:
+    def submit(self, index: int, extra: int = 0, output: int = OUTPUT) -> None:
         prompt = pack_i32([*range(3, 7 + extra), index % 30_000])
-        self.kernel.handle(GATEWAY, m.SeqSubmit(index, "bench", prompt, PARAMS, f"tenant{index % 4}"), 0.0)
+        params = PARAMS if output == OUTPUT else structs.replace(PARAMS, max_tokens=output)
+        self.kernel.handle(GATEWAY, m.SeqSubmit(index, "bench", prompt, params, f"tenant{index % 4}"), 0.0)
 
     def step_us(self) -> float:
         """Answer the oldest plan; microseconds until the next one is made."""
         for ack in self.acks:
             self.kernel.handle(GATEWAY, ack, 0.0)
         result = self.answer(self.plans.pop(0))
-        started = time.perf_counter()
+        Steady.begin = self.begin  # type: ignore[method-assign]
+        self.other.sum()
+        started = time.thread_time()
         effects = self.kernel.handle(EXECUTOR, result, 0.0)
         effects += self.kernel.tick(0.0)
-        elapsed = time.perf_counter() - started
+        elapsed = time.thread_time() - started
         self.take(effects)
         return elapsed * 1e6
 
@@ -144,26 +181,31 @@ def step_times(benches: dict[str, Bench], rounds: int, steps: int = 32) -> dict[
 
 
 def step_figures(rounds: int) -> list[Figure]:
-    """Cost of a steady step, its spread, and what waits beside it."""
-    benches = {
-        "staggered": Bench(ROWS, 0), "lockstep": Bench(ROWS, 0, staggered=False),
-        "10 queued": Bench(ROWS, 10), "100,000 queued": Bench(ROWS, 100_000),
-        "64 rows": Bench(64, 0), "1 row": Bench(1, 0),
-    }  # fmt: skip
-    times = step_times(benches, rounds)
-    p50 = {name: percentile(values, 0.5) for name, values in times.items()}
+    """Cost of a steady step, its spread, and what waits beside it; then of steps that are not steady or not warm."""
     figures = []
-    for name in ("staggered", "lockstep"):
-        p99 = percentile(times[name], 0.99)
+    times = step_times({"staggered": Bench(ROWS, 0), "lockstep": Bench(ROWS, 0, staggered=False)}, rounds)
+    for name, values in times.items():
+        p50, p99 = (percentile(values, share) for share in (0.5, 0.99))
         figures += [
-            Figure(f"step, {ROWS} rows, {name}, p50", p50[name], "us", 100.0),
+            Figure(f"step, {ROWS} rows, {name}, p50", p50, "us", 100.0),
             Figure(f"step, {ROWS} rows, {name}, p99", p99, "us"),
-            Figure(f"step, {ROWS} rows, {name}, p99 / p50", p99 / p50[name], "x", 2.0),
+            Figure(f"step, {ROWS} rows, {name}, p99 / p50", p99 / p50, "x", 2.0),
         ]
-    for name in ("64 rows", "1 row", "10 queued", "100,000 queued"):
-        figures.append(Figure(f"step, {name}, p50", p50[name], "us"))
-    ratio = p50["100,000 queued"] / p50["10 queued"]
-    return [*figures, Figure("step, 100,000 queued / 10 queued", ratio, "x", 1.1)]
+    few, many = step_times({"few": Bench(ROWS, 10), "many": Bench(ROWS, 100_000)}, rounds).values()
+    ratio = statistics.median(many) / statistics.median(few)
+    figures += [
+        Figure("step, 10 queued, p50", statistics.median(few), "us"),
+        Figure("step, 100,000 queued, p50", statistics.median(many), "us"),
+        Figure("step, 100,000 queued / 10 queued", ratio, "x", 1.1),
+    ]
+    others = {
+        "64 rows": Bench(64, 0), "1 row": Bench(1, 0),
+        f"{ROWS} rows, without the fast path": Bench(ROWS, 0, general=True),
+        f"{ROWS} rows, one ends and one begins": Bench(ROWS, 32 * rounds + 100, churn=True),
+        f"{ROWS} rows, 32 MiB of other memory between two steps": Bench(ROWS, 0, cold=1 << 25),
+    }  # fmt: skip
+    times = step_times(others, rounds)
+    return figures + [Figure(f"step, {name}, p50", statistics.median(us), "us") for name, us in times.items()]
 
 
 # ---------------------------------------------------------------- verbs
@@ -204,14 +246,14 @@ def _admission_us(bench: Bench) -> float:
     bench.submit(0)
     rid = int(bench.rids[bench.decode[0]])
     bench.take(kernel.handle(GATEWAY, m.Kill(1, rid), 0.0))
-    started = time.perf_counter()
+    started = time.thread_time()
     effects = kernel.tick(0.0)
-    elapsed = time.perf_counter() - started
+    elapsed = time.thread_time() - started
     bench.take(effects)
     while not bench.plans[-1].row_adds:  # both steps in flight had to come back first
-        started = time.perf_counter()
+        started = time.thread_time()
         bench.step_us()
-        elapsed = time.perf_counter() - started
+        elapsed = time.thread_time() - started
     for _ in range(4):
         bench.step_us()
     return elapsed * 1e6
@@ -224,9 +266,9 @@ def slope(by_size: dict[int, float]) -> float:
 
 
 def timed_us(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()
     call()
-    return (time.perf_counter() - started) * 1e6
+    return (time.thread_time() - started) * 1e6
 
 
 # ---------------------------------------------------------------- prefix cache and fork
@@ -281,12 +323,21 @@ def fork_figures(rounds: int) -> list[Figure]:
     ]
 
 
+def as_llmosd_starts_it() -> None:
+    """Begin again with the environment that the microkernel's process gets: it is read before the first line of code."""
+    [[microkernel], *_] = make_plan(Config(), None, RunDir(Path(tempfile.gettempdir())))
+    environment = dict(microkernel.environment)
+    if not environment.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | environment)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
     parser.add_argument("--only", choices=("steps", "verbs", "prefix", "fork"), help="one part")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     arguments = parser.parse_args()
+    as_llmosd_starts_it()
     share = 10 if arguments.quick else 1
     gc.collect()
     gc.freeze()

@@ -80,9 +80,12 @@ def _append(rows: RowTable, outcome: Outcome, logs: list[array[int]]) -> None:
     held, tokens = outcome.rows, outcome.tokens
     rows.known[held] += 1
     rows.pending[held] -= 1
-    append_each(logs, tokens.tolist())
+    listed = tokens.tolist()
+    append_each(logs, listed)
     known = rows.known[held]
-    ends = (known >= rows.max_len[held]) | rows.hits_stop(held, tokens, known)
+    ends = known >= rows.max_len[held]
+    if not rows.stop_ids.isdisjoint(listed):
+        ends |= rows.hits_stop(held, tokens, known)
     if not ends.any():
         return
     for place in np.flatnonzero(ends).tolist():

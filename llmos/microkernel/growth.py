@@ -1,6 +1,6 @@
 """Page tables of running sequences that grow: by one page for every row whose newest token has no place.
 
-If pages are plenty, all rows of a step get theirs at once. If they are short, or somebody is near a quota, or pages must be left for
+If pages are plenty and rows many, all get theirs at once. If they are short, or somebody is near a quota, or pages must be left for
 guarantees, each row is looked at alone, oldest first, and others give way if they have to. Where both are possible they grant the same
 pages to the same rows.
 """
@@ -18,6 +18,9 @@ from llmos.microkernel.rows import Ints
 from llmos.microkernel.sequence import Sequence
 from llmos.microkernel.tenants import Tenant
 from llmos.protocol.codec import pack_i32
+
+_MANY = 8  # rows that are worth the preparations
+_SPARE = 8  # free pages per row
 
 
 @dataclass(slots=True)
@@ -55,9 +58,10 @@ class Growth:
 
     def grow(self, decode: Ints, short: Ints, now: float) -> tuple[Ints, bytes]:
         """A page for each row of `short`. Returns the rows of `decode` that can run in this step, and the appends for the plan."""
-        growers = self.growers(short)
-        if self.is_plenty(growers):
-            return decode, self.extend(growers)
+        if len(short) >= _MANY:
+            growers = self.growers(short)
+            if self.is_plenty(growers):
+                return decode, self.extend(growers)
         return self._one_by_one(decode, short, now)
 
     def is_plenty(self, growers: Growers) -> bool:
@@ -66,6 +70,10 @@ class Growth:
             if tenant.pages + count > tenant.limits.max_pages:
                 return False
         return len(growers.tables) + self._tenants.reserved() <= self._holdings.pool.available
+
+    def has_spare(self, num_rows: int) -> bool:
+        """Are there so many pages that as many rows may get some before they need them?"""
+        return self._holdings.pool.available - self._tenants.reserved() >= _SPARE * num_rows
 
     def extend(self, growers: Growers) -> bytes:
         """Give each its page; the caller has checked that there are plenty. Returns the appends for the plan."""

@@ -54,8 +54,9 @@ class Outbox:
                     rest[place] = False
                     if outcome.readers[place] != NOBODY:
                         self._entry(outcome, place, found[address])
-        columns = np.stack((outcome.rids, outcome.offsets, outcome.tokens), axis=1)
-        everything = columns.astype("<i8", copy=False).tobytes()
+        columns = np.empty((len(outcome.tokens), 3), "<i8")
+        columns[:, 0], columns[:, 1], columns[:, 2] = outcome.rids, outcome.offsets, outcome.tokens
+        everything = columns.tobytes()
         for peer in sorted(set(outcome.readers[rest].tolist()) - {NOBODY}):
             batch = self._batch(peer)
             assert not batch.columns

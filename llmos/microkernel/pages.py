@@ -138,9 +138,11 @@ class PagePool:
 
     def share_used(self, pages: array[int]) -> None:
         """One more page table holds all of `pages`, which others hold already (fork). No page is in it twice."""
-        held = np.frombuffer(pages, np.int32)
-        assert self.refs[held].all(), "a page without holder can not be forked"
-        self.refs[held] += 1
+        held = _ids(pages)
+        counts = self.refs[held]
+        assert counts.all(), "a page without holder can not be forked"
+        counts += 1
+        self.refs[held] = counts
 
     def release(self, pages: array[int], after_step: int) -> list[int]:
         """A page table lets go of `pages`. Returns those that nobody holds now.
@@ -148,9 +150,10 @@ class PagePool:
         They become grantable when `complete(after_step)` is called; the last of `pages` is evicted first later.
         """
         if len(pages) >= _BULK:
-            held = np.frombuffer(pages, np.int32)
-            self.refs[held] -= 1
+            held = _ids(pages)
             counts = self.refs[held]
+            counts -= 1
+            self.refs[held] = counts
             assert counts.min() >= 0, "a page was released once too often"
             freed: list[int] = held[counts == 0][::-1].tolist()
         else:
@@ -197,3 +200,8 @@ class PagePool:
         assert free | cached | quarantined | used == set(range(self.num_pages))
         assert cached <= self._known
         assert not free & self._known
+
+
+def _ids(pages: array[int]) -> Pages:
+    """As an index. numpy would convert other integers at every use."""
+    return np.frombuffer(pages, np.int32).astype(np.int64)

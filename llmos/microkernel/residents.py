@@ -219,7 +219,6 @@ class Residents:
         if seq.row != NO_ROW:
             self.rows.max_len[seq.row] = max_len
             self.rows.version += 1
-            self.rows.version += 1
 
     def hold_back(self, seq: Sequence, now: float) -> None:
         """It is to wait for others now: out of the queue."""

@@ -20,6 +20,8 @@ so of these columns only those move that every step moves, and `unread`, upwards
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,8 +30,23 @@ from llmos.protocol.limits import UNLIMITED
 
 _STOP_COLUMNS = 4
 _NO_TOKEN = -1
+_LEAST_ROOM = 64  # tokens
 
 Ints = NDArray[np.int64]
+
+
+def _stagger(tokens: array[int], row: int) -> None:
+    """Arrays of equal length that grow together would all ask for more memory in the same step, which would take five times as long.
+
+    At which length an array asks again depends on how long it has been. So let each have been longer by another part of what arrays
+    of this length grow by, which is a sixteenth; they keep what they have if not more than 15 items go at once.
+    """
+    length = len(tokens)
+    longest = max(length, _LEAST_ROOM)
+    longest += row % (longest // 16 + 7)
+    tokens.frombytes(bytes((longest - length) * tokens.itemsize))
+    while len(tokens) > length:
+        del tokens[max(length, len(tokens) - 15) :]
 
 
 class RowTable:
@@ -44,7 +61,9 @@ class RowTable:
         self.stop = np.full((num_rows, _STOP_COLUMNS), _NO_TOKEN, np.int64)
         self.tenant, self.known_at_start, self.computed_at_start = (np.zeros(num_rows, np.int64) for _ in range(3))
         self.many_stops, self.decoding, self.throttled = (np.zeros(num_rows, bool) for _ in range(3))
+        self._stop_counts: dict[int, int] = {}  # how many rows have that stop token
         self.order: Ints = np.zeros(0, np.int64)
+        self.stop_ids: set[int] = set()  # of any row: what is not in it ends nobody
         self.version = 0
         self._free = list(range(num_rows - 1, -1, -1))
 
@@ -73,6 +92,8 @@ class RowTable:
         self.tenant[row] = tenant
         self.decoding[row] = self.throttled[row] = False
         self.read(seq)
+        self._count_stops(seq, 1)
+        _stagger(seq.tokens, row)
         stops = seq.params.stop_token_ids
         self.many_stops[row] = len(stops) > _STOP_COLUMNS
         self.stop[row] = _NO_TOKEN
@@ -87,11 +108,23 @@ class RowTable:
         assert self.seqs[row] is seq
         self.seqs[row] = None
         self.version += 1
+        self._count_stops(seq, -1)
         self.epoch[row] += 1
         self.order = self.order[self.order != row]
         self._free.append(row)
         seq.row = NO_ROW
         return row
+
+    def _count_stops(self, seq: Sequence, change: int) -> None:
+        """A row came or went."""
+        for token in seq.stop_ids:
+            count = self._stop_counts.get(token, 0) + change
+            self._stop_counts[token] = count
+            if count == 0:
+                del self._stop_counts[token]
+                self.stop_ids.discard(token)
+            elif count == change:
+                self.stop_ids.add(token)
 
     def read(self, seq: Sequence) -> None:
         """The client's acknowledgement moved, or the sequence has another reader."""
@@ -133,6 +166,9 @@ class RowTable:
         assert not set(self._free) & set(occupied)
         assert len(self._free) + len(occupied) == len(self.seqs)
         assert list(self.rid[self.order]) == sorted(self.rid[self.order])
+        assert (
+            self.stop_ids == set(self._stop_counts) == {t for seq in self.seqs if seq is not None for t in seq.stop_ids}
+        )
         for row in occupied:
             seq = self.seqs[row]
             assert seq is not None

@@ -91,7 +91,8 @@ class Scheduler:
 
     def _go_on(self, steady: Steady, generation: int, now: float) -> StepPlan | None:
         """The fast path: the same rows decode again, and the best of the queue may join. None, and nothing has changed, if it is over."""
-        appends = None if self.tenants.has_rates or self.trial.is_on else steady.plan(self.rows, self.growth)
+        over_rate = self.tenants.has_rates and any(tenant.over_rate(now) for tenant, _ in steady.charges)
+        appends = None if over_rate or self.trial.is_on else steady.plan(self.rows, self.growth)
         if appends is None:
             self._steady = None
             return None
@@ -238,8 +239,8 @@ class Scheduler:
         step = InFlightStep(
             self.last_step + 1, rows, epochs, stored, len(builder.chunks), seqs, logs, len(builder.decode), num_prefill
         )
-        if repeats and not chunks:
-            self._steady = Steady.begin(self.rows, step, self.page_size, self.tenants)
+        if repeats and not chunks and not self.trial.is_on:
+            self._steady = Steady.begin(self.rows, step, self.page_size, self.tenants, self.growth)
         self._note_issued(step)
         builder.row_frees, self.residents.freed_rows = self.residents.freed_rows, []
         copies, self.holdings.copies = self.holdings.copies, Copies()

@@ -2,17 +2,21 @@
 
 In such a step every row computes its newest token and gets the next one, so all columns move by one, and what the general path works out
 from the row table is known beforehand as a function of `index`, the number of the step since this began: which rows there are, what
-position each samples, who needs a page, whose page is full. What remains is a handful of operations on arrays that are kept from step to
-step. The general path (scheduler.py, commit.py) gives exactly the same plans and outcomes; tests/microkernel/test_fast_path.py
-compares whole lives.
+position each samples, who needs a page. What remains is a handful of operations on arrays that are kept from step to
+step. The general path (scheduler.py, commit.py) gives exactly the same plans and outcomes, but for pages granted ahead;
+tests/microkernel/test_fast_path.py compares whole lives.
 
 States: begun by a step that only repeats the decodes of the one before; over when the scheduler plans any other step. Steps that were
 issued until then are still committed here, as long as nobody came or went since.
 
+Pages: every row has a slot of `index` modulo the page size in which it gets its page: the one in which it needs it, as on the general path.
+Only where so many rows need theirs in the same step that it would take twice as long as others, and pages are plenty, slots are spread
+evenly, so that most rows get their page some steps ahead.
+
 Invariants (`check`), as long as `rows.version` is what it was: `rows` are all occupied rows but the throttled ones, each with a token
 committed in this life of the row; before the plan of `index` each has computed `first + index - 1` tokens and knows, with what is pending,
-`first + index`, which is below its `max_len` and its `unread` for every index < `num_plans`; it has at most one page that is not full.
-A result of an index < `num_quiet` reaches nobody's `max_len`.
+`first + index`, which is below its `max_len` and its `unread` for every index < `num_plans`; it has room for less than two pages of
+tokens. A result of an index < `num_quiet` reaches nobody's `max_len`.
 """
 
 from __future__ import annotations
@@ -28,12 +32,15 @@ from llmos.microkernel.sequence import NOBODY
 from llmos.microkernel.tenants import TenantTable
 
 _LEAST = 4  # plans that a beginning must be good for
+_CROWD = 16  # rows that may always grow in the same step
 
 
 class Steady:
     """See the module docstring. Made by `begin`."""
 
-    def __init__(self, rows: RowTable, step: InFlightStep, page_size: int, tenants: TenantTable) -> None:
+    def __init__(
+        self, rows: RowTable, step: InFlightStep, page_size: int, tenants: TenantTable, growth: Growth
+    ) -> None:
         held = step.rows
         self.rows, self.epochs, self.seqs, self.logs = held, step.epochs, step.seqs, step.logs
         self.version = rows.version
@@ -42,12 +49,14 @@ class Steady:
         self.first = rows.computed[held] + 1
         self.num_plans = int((np.minimum(rows.max_len, rows.unread)[held] - self.first).min())
         self.num_quiet = int((rows.max_len[held] - 1 - self.first).min())
-        self.slack = rows.capacity[held] - rows.computed[held]
         self.charges = tenants.counts(rows.tenant[held])
         self._ones = np.zeros(len(rows.known), np.int64)
         self._ones[held] = 1
-        self._growers: list[Growers | None] = [None] * page_size  # by index modulo page size, made when first needed
-        self._stop_ids: frozenset[int] = frozenset().union(*{seq.stop_ids for seq in step.seqs})
+        self._room = rows.capacity[held] - rows.computed[held]  # when it began, in tokens
+        self._slot = self._room % page_size
+        if np.bincount(self._slot).max() > max(_CROWD, 2 * len(held) // page_size) and growth.has_spare(len(held)):
+            self._slot = np.arange(len(held)) % page_size
+        self._growers: list[Growers | None] = [None] * page_size  # by slot, made when first needed
         self._sampled = np.zeros((len(held), 3), "<i4")  # (row, position, token)
         self._sampled[:, 0], self._sampled[:, 1] = held, self.first
         self._columns = np.zeros((len(held), 3), "<i8")  # (rid, offset, token)
@@ -61,15 +70,17 @@ class Steady:
         self._outcome = Outcome(held, self._positions, tokens, rids, self._offsets, self._readers, step.seqs)
 
     @classmethod
-    def begin(cls, rows: RowTable, step: InFlightStep, page_size: int, tenants: TenantTable) -> Steady | None:
+    def begin(
+        cls, rows: RowTable, step: InFlightStep, page_size: int, tenants: TenantTable, growth: Growth
+    ) -> Steady | None:
         """From the next step on, if it can be foreseen that it goes on like this `step`, a pure decode that was just issued."""
         held, order = step.rows, rows.order
         if not len(held) or len(held) + np.count_nonzero(rows.throttled[order]) != len(order):
             return None
         if not rows.decoding[held].all():
             return None
-        steady = cls(rows, step, page_size, tenants)
-        return steady if steady.num_plans >= _LEAST and steady.slack.max() < page_size else None
+        steady = cls(rows, step, page_size, tenants, growth)
+        return steady if steady.num_plans >= _LEAST and steady._room.max() < 2 * page_size else None
 
     # ------------------------------------------------------------ plans
 
@@ -96,9 +107,13 @@ class Steady:
         return InFlightStep(step, self.rows, self.epochs, stored, 0, self.seqs, self.logs, count, 0, self, index)
 
     def _find_growers(self, growth: Growth) -> Growers:
-        phase = self.index % self.page_size
-        growers = growth.growers(self.rows[self.slack == phase])
-        self._growers[phase] = growers
+        slot, room, size = self.index % self.page_size, self._room, self.page_size
+        mine = self._slot == slot
+        if self.index < size:  # some have a page more than they need, and some need one before their first turn
+            mine = (mine & (room < slot + size)) | ((room == slot) & (self._slot > slot))
+        growers = growth.growers(self.rows[mine])
+        if self.index >= size:
+            self._growers[slot] = growers
         return growers
 
     # ------------------------------------------------------------ results
@@ -118,7 +133,7 @@ class Steady:
         if sampled.tobytes() != samples.tobytes() or np.maximum.reduce(tokens.view("<u4")) >= vocab_size:
             return None
         listed = tokens.tolist()
-        if self._stop_ids and not self._stop_ids.isdisjoint(listed):
+        if not rows.stop_ids.isdisjoint(listed):
             return None
         append_each(self.logs, listed)
         rows.known += self._ones
@@ -148,5 +163,9 @@ class Steady:
         assert (rows.known[held] + rows.pending[held] == self.first + self.index).all()
         assert (np.minimum(rows.max_len, rows.unread)[held] >= self.first + self.num_plans).all()
         assert (rows.max_len[held] > self.first + self.num_quiet).all()
-        slack = rows.capacity[held] - rows.computed[held]
-        assert (slack == (self.slack - self.index) % self.page_size).all()
+        room = rows.capacity[held] - rows.computed[held]
+        assert (room >= 0).all()
+        assert (room < 2 * self.page_size).all()
+        if self.index >= self.page_size:
+            ahead = (self._room - self._slot) % self.page_size
+            assert (room == (self._slot - self.index) % self.page_size + ahead).all()

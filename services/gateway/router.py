@@ -299,13 +299,6 @@ class Router:
                 self._settle(request, now, out)
         self._flush(out, now)
 
-    def fail_all(self, error: LlmosError, now: float) -> None:
-        out = Outbox()
-        for request in list(self._requests.values()):
-            request.fail(error, out)
-            self._settle(request, now, out)
-        self._flush(out, now)
-
     def _too_late(self, request: Request) -> Unavailable:
         is_text = request.state is RequestState.ENCODING
         service = "tokenizer" if is_text else "microkernel"

@@ -124,8 +124,7 @@ class Gateway:
         self._raise_broken()
 
     async def close(self) -> None:
-        """Tell the clients, then leave. Idempotent."""
-        # Streams are not ended: their clients come back to the next gateway, and the microkernel keeps what they read.
+        """Leave. Idempotent. Streams are not ended: the microkernel keeps them until their clients have found the next gateway."""
         self._relay.fail_all(Unavailable("llmosd is stopping"))
         if self._tables:
             await asyncio.sleep(_FAREWELL_S)

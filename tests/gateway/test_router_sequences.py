@@ -10,7 +10,6 @@ from router_world import World
 from stream_events import stats
 
 from llmos.codes import ErrorCode, FinishReason
-from llmos.errors import Unavailable
 from llmos.protocol import messages as m
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.params import SamplingParams
@@ -144,7 +143,6 @@ def test_questions_fail_with_the_microkernel(message: Any) -> None:
     for happen in (
         lambda world: world.from_kernel(refused),
         lambda world: world.router.tick(ANSWER_TIMEOUT_S),
-        lambda world: world.router.fail_all(Unavailable("llmosd is stopping"), 0.0),
     ):
         world = World()
         before = asked(world, message)

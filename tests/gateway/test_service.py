@@ -12,7 +12,7 @@ from gateway_world import DEADLINE_S, GatewayWorld, model_info, wait_until
 
 from llmos import Client
 from llmos.codes import ErrorCode, FinishReason, SeqState
-from llmos.errors import LlmosError, NotFound, Overloaded, PermissionRefused, Unavailable
+from llmos.errors import LlmosError, NotFound, Overloaded, PermissionRefused
 from llmos.ports.sync import Dialer
 from llmos.protocol import handshake
 from llmos.protocol import messages as m
@@ -205,15 +205,31 @@ def test_in_flight_limit_is_typed() -> None:
             stream.close()
 
 
-def test_stopping_tells_the_clients() -> None:
+def test_a_gateway_that_stops_leaves_its_streams_to_the_next_one() -> None:
     with GatewayWorld() as world:
         world.kernel.paused = True
-        with Client(world.path) as client:
-            stream = client.generate("abc", stream=True)
-            wait_until(lambda: world.kernel.sequences)
-            world.thread.call(world.gateway.close())
-            with pytest.raises(Unavailable):
-                list(stream)
+        dialer, control = dial(world), dial(world, "client-control")
+        dialer.send(generate(1, "abc", max_tokens=6))
+        rid = expect(dialer, m.Accepted).rid
+        control.send(m.Wait(2, rid))
+        wait_until(lambda: world.kernel.controls)
+        world.thread.call(world.gateway.close())
+        error = expect(control, m.Error)
+        assert (error.req, error.code) == (2, ErrorCode.UNAVAILABLE)
+        assert not any(isinstance(message, (m.SeqCancel, m.SeqDetach)) for message in world.kernel.seen)
+        world.kernel.paused = False
+        world.thread.do(world._make)
+        world.thread.call(world.gateway.start())
+        for closing in (dialer, control):
+            closing.close()
+        dialer = dial(world)
+        dialer.send(m.Attach(3, rid))
+        expect(dialer, m.Accepted)
+        ids: list[int] = []
+        while isinstance(message := expect(dialer, m.Message), m.Tokens):
+            ids += message.ids
+        assert (bytes(ids), message.req, message.reason) == (b"abcabc", 3, FinishReason.LENGTH)
+        dialer.close()
 
 
 RAW: list[tuple[bytes, int, int, str]] = [

@@ -166,15 +166,7 @@ def test_llmosctl_goes_on_with_its_answer():
 
 
 @pytest.mark.usefixtures("slow_steps")
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGKILL,
-        pytest.param(
-            signal.SIGTERM, marks=pytest.mark.xfail(reason="a gateway that is told to stop cancels what it streams")
-        ),
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_streams_survive_a_restart_of_the_whole_daemon(number: signal.Signals):
     async def script(daemon: Daemon) -> None:
         async with AsyncClient(daemon.run_dir) as client:

@@ -40,9 +40,12 @@ class Chooser:
         self.faulty = rng.choice((0.0, 0.01, 0.05))
         self.owners = OWNERS[: rng.randint(1, len(OWNERS))]
         self.patience = rng.choice((0.0, 0.0, 0.001, 0.02))  # seconds between events
+        self.limits = rng.choice((0, 0, 3, 6))  # set before anything else
 
     def next(self, world: World, number: int) -> Event:
         rng = self.rng
+        if number < self.limits:
+            return Event(number, "tenant", 0.0, self._tenant(world))
         down = [model for model in self.setup.models if model not in world.mirrors]
         if down and rng.random() < 0.2:
             return Event(number, "ready", 0.0, {"model": rng.choice(down)})
@@ -274,7 +277,7 @@ class Chooser:
         return self._about(world)
 
     def _tenant(self, world: World) -> dict[str, Any]:
-        change = draw_limit(self.rng, self.setup.num_pages)
+        change = draw_limit(self.rng, world.shapes[self.setup.models[0]][0])
         return {"gate": self._gate(), "name": self.rng.choice(OWNERS), "change": change}
 
     def _ready(self, world: World) -> dict[str, Any]:
