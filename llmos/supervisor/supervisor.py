@@ -219,9 +219,10 @@ class Supervisor:
             self._spawn(service)
 
     def _ask_to_stop(self, service: Service) -> None:
+        """The signal before the message: one that comes while the child, told by the message, already exits would kill it."""
+        service.ask_to_stop(time.monotonic() + self._limits.stop_timeout_s)
         if service.peer is not None:
             self._listener.send(service.peer, Stop())
-        service.ask_to_stop(time.monotonic() + self._limits.stop_timeout_s)
         self._changed = True
 
     def _time_left(self, stage: list[Service]) -> float:

@@ -269,13 +269,14 @@ class Router:
         self._settle(request, now, out)
 
     def _kernel_error(self, message: Error, now: float, out: Outbox) -> None:
-        request = self._requests.get(message.req) or self._readers.get(message.rid or 0)
-        if request is None:
-            log.warning("microkernel: %s", message.message)
-            return
-        if request.state in ASKING:
+        request = self._requests.get(message.req)
+        if request is not None and request.state in ASKING:
             request.refused(_typed(message), out)
         else:
+            request = request or self._readers.get(message.rid or 0)
+            if request is None:
+                log.warning("microkernel: %s", message.message)
+                return
             request.fail(_typed(message), out)
         self._settle(request, now, out)
 

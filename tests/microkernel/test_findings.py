@@ -6,7 +6,7 @@ import pytest
 from crash import Journaled
 from kernel_world import CONTROL, GATEWAY, STORAGE, World, params
 
-from llmos.codes import ErrorCode, FinishReason, PageFate, SeqState
+from llmos.codes import ErrorCode, FinishReason, PageFate
 from llmos.microkernel.sender import Sender
 from llmos.protocol import messages as m
 from llmos.protocol.codec import pack_i32
@@ -216,14 +216,12 @@ def test_host_pages_that_are_given_back_can_be_used_at_once():
 def test_a_preempted_sequence_that_may_not_run_does_not_hold_up_other_tenants():
     world = make_world()
     slow, fast = world.submit([1], owner="slow", max_tokens=9), world.submit([2], owner="fast", max_tokens=9)
-    world.step()
+    for _ in range(3):
+        world.step()
     set_tenant(world, "slow", tokens_per_s=0.001)
     world.step()
-    world.start_executor()
-    residents = lane(world).scheduler.residents
-    for rid in (fast, slow):  # the oldest goes on first
-        if sequence(world, rid).state is SeqState.RUNNING:
-            residents.preempt(sequence(world, rid), world.now)
+    for rid in (fast, slow):  # the newest first, as always: the oldest goes on first
+        lane(world).scheduler.residents.preempt(sequence(world, rid), world.now)
     world.run()
     assert world.streams[slow].end is None
     all_right(world, fast)

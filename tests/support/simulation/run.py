@@ -87,7 +87,14 @@ def wind_up(life: Life) -> None:
         number += 1
     for name in world.ledger.limits:
         number += 1
-        life.apply(Event(number, "tenant", 0.0, {"gate": "g1", "name": name, "change": {"max_running": UNLIMITED}}))
+        life.apply(
+            Event(
+                number,
+                "tenant",
+                0.0,
+                {"gate": "g1", "name": name, "change": {"max_running": UNLIMITED, "tokens_per_s": 0.0}},
+            )
+        )
     for _ in range(_MOST_ROUNDS):
         if not world.ledger.live:
             break

@@ -102,6 +102,6 @@ def draw_limit(rng: random.Random, num_pages: int) -> dict[str, Any]:
             {"guaranteed_pages": rng.choice((0, 0, num_pages // 8, num_pages // 4, num_pages // 2))},
             {"max_running": rng.choice((0, 1, 2, UNLIMITED))},
             {"max_waiting": rng.choice((0, 2, UNLIMITED))},
-            {"tokens_per_s": rng.choice((0.0, 0.0, 50.0, 1000.0))},
+            {"tokens_per_s": rng.choice((0.0, 0.0, 3.0, 30.0, 1000.0))},
         )
     )
