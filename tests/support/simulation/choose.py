@@ -36,7 +36,8 @@ class Chooser:
         self.rng = rng
         self.setup = setup
         self.kinds = list(_WEIGHTS)
-        weights = _WEIGHTS | {"down": _WEIGHTS["down"] * rng.choice((1, 1, 1, 1, 1, 1, 20))}  # something kills executors
+        often = rng.choice((1, 1, 1, 1, 1, 1, 20))  # in some lives something kills executors
+        weights = _WEIGHTS | {"down": _WEIGHTS["down"] * often}
         self.cum_weights = list(accumulate(weight * rng.lognormvariate(0.0, 0.8) for weight in weights.values()))
         self.faulty = rng.choice((0.0, 0.01, 0.05))
         self.owners = OWNERS[: rng.randint(1, len(OWNERS))]
