@@ -15,7 +15,7 @@ from typing import Any
 
 from llmos.errors import ConfigError
 from llmos.log import LEVELS
-from llmos.protocol.limits import MAX_CLIENTS, MAX_IN_FLIGHT_PER_CLIENT, MAX_MODEL_NAME_CHARS
+from llmos.protocol.limits import MAX_CLIENTS, MAX_IN_FLIGHT_PER_CLIENT, MAX_KV_PAGES, MAX_MODEL_NAME_CHARS
 from llmos.toml_tables import Problems, key, locate, nearest, read_table, render_table, required
 
 EMBEDDED_MODEL = "demo"
@@ -159,7 +159,7 @@ class ModelConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     page_size: int = key(16, "KV cache page.", unit="tokens", low=1, high=1024)
-    num_pages: int = key(0, "KV cache pages; 0 = as many as kv_cache_gib holds.", unit="pages", low=0, high=2**31 - 1)
+    num_pages: int = key(0, "KV cache pages; 0 = as many as kv_cache_gib holds.", unit="pages", low=0, high=MAX_KV_PAGES)
     kv_cache_gib: float = key(1.0, "Memory for the KV cache, where num_pages is 0.", unit="GiB", low=0.001, high=65_536)
     host_cache_gib: float = key(
         0.0,

@@ -69,6 +69,7 @@ class Shell:
         self._senders: dict[Peer, Sender] = {}
         for listener in self.listeners:
             listener.core.on_greet = lambda peer, listener=listener: self._greet(listener, peer)
+            listener.core.on_lost = self._forget
 
     def _greet(self, listener: Listener[Any], peer: Peer) -> None:
         sender = Sender(next(self._numbers), peer.role, peer.name)
@@ -104,12 +105,15 @@ class Shell:
                 log.warning("%s to %s could not be queued", type(effect.message).__name__, known[1].name)
 
     def _forget_process(self, pid: int) -> None:
-        for peer, sender in list(self._senders.items()):
-            if peer.pid == pid:
-                listener = self._peers.pop(sender.peer)[0]
-                del self._senders[peer]
-                listener.core.forget(peer)
-                self.deliver(self.recorder.peer_down(sender, time.monotonic()))
+        for peer in [peer for peer in self._senders if peer.pid == pid]:
+            self._peers[self._senders[peer].peer][0].core.forget(peer)
+            self._forget(peer)
+
+    def _forget(self, peer: Peer) -> None:
+        """This connection is over; its listener knows."""
+        sender = self._senders.pop(peer)
+        del self._peers[sender.peer]
+        self.deliver(self.recorder.peer_down(sender, time.monotonic()))
 
     # ------------------------------------------------------------ flight files
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from llmos.codes import FinishReason, SeqState
-from llmos.errors import InvalidRequest, Unavailable
+from llmos.errors import NotFound, Unavailable
 from llmos.microkernel.records import ExecutorRecord, TokensRecord
 from llmos.microkernel.sender import Sender
 from llmos.microkernel.sequence import NOBODY
 from llmos.microkernel.state import State
 from llmos.microkernel.tenants import TenantLimits
 from llmos.microkernel.verb_table import VerbTable
+from llmos.protocol import checks
 from llmos.protocol import messages as m
 
 EXECUTOR_VERBS = VerbTable()
@@ -21,11 +22,10 @@ SUPERVISOR_VERBS = VerbTable()
 
 @EXECUTOR_VERBS.handles(m.ExecutorReady)
 def executor_ready(state: State, sender: Sender, message: m.ExecutorReady, now: float) -> None:
-    counts = (message.num_pages, message.page_size, message.max_rows, message.max_step_tokens, message.vocab_size)
-    if min(counts) < 1 or min(message.host_pages, message.swap_us) < 0:
-        text = "an executor needs at least one page, row, token and vocabulary entry, and no negative host pages"
-        raise InvalidRequest(text, field="num_pages")
-    lane = state.lane_for(message.model)
+    checks.check_executor(message)
+    if message.model not in state.lanes:
+        raise NotFound(f"model {message.model!r} is not configured", field="model")
+    lane = state.lanes[message.model]
     lane.attach(sender.peer, message, now)
     state.refit(lane, now)
     state.note(ExecutorRecord(message))

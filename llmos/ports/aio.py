@@ -22,6 +22,7 @@ from llmos.protocol.codec import Schema, encode
 from llmos.protocol.messages import Message, Welcome
 
 M = TypeVar("M")
+_FAIR_SHARE = 64
 
 
 class AsyncListener(Generic[M]):
@@ -38,14 +39,22 @@ class AsyncListener(Generic[M]):
         max_peers: int = 64,
     ) -> None:
         self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
+        self.core.find_lost = self._find_lost
+        self._num_read = 0
         self.socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         options.configure(self.socket, max_bytes=schema.max_bytes)
         options.bind(self.socket, run_dir, name)
 
     async def receive(self) -> tuple[Peer, M]:
-        """The next message. Handshakes and bad frames are answered on the way."""
+        """The next message. Handshakes and bad frames are answered on the way.
+
+        However much there is to read, every `_FAIR_SHARE` frames the other tasks get a turn: a receive that need not wait never yields.
+        """
         while True:
             frames = await self.socket.recv_multipart(copy=False)
+            self._num_read += 1
+            if not self._num_read % _FAIR_SHARE:
+                await asyncio.sleep(0)
             if len(frames) != 2:
                 self.core.counters.extra_frames += 1
                 continue
@@ -69,6 +78,17 @@ class AsyncListener(Generic[M]):
         else:
             raise error
         return False
+
+    def _find_lost(self) -> None:
+        """ZeroMQ does not say who left, but it can not send to them."""
+        core = self.core
+        welcome = encode(handshake.welcome(core.name, core.incarnation))
+        for peer in list(core.peers.values()):
+            before = core.counters.unroutable
+            self._send(peer.routing_id, welcome)
+            if core.counters.unroutable != before:
+                core.counters.unroutable = before
+                core.lost(peer)
 
     def close(self) -> None:
         self.socket.close()

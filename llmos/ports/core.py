@@ -62,6 +62,8 @@ class ListenerCore(Generic[M]):
     incarnation: int
     max_peers: int
     on_greet: Callable[[Peer], None] | None = None  # told of each peer that was welcomed
+    on_lost: Callable[[Peer], None] | None = None  # told of each that greeted anew, or that `lost` named
+    find_lost: Callable[[], None] | None = None  # called before a peer is refused because there are too many
     counters: PortCounters = field(default_factory=PortCounters)
     peers: dict[bytes, Peer] = field(default_factory=dict)
     _serials: Any = field(default_factory=lambda: itertools.count(1))
@@ -86,16 +88,29 @@ class ListenerCore(Generic[M]):
     def _greet(self, routing_id: bytes, hello: Hello, uid: int | None) -> Reply:
         try:
             handshake.check_hello(hello, self.roles)
-            if routing_id not in self.peers and len(self.peers) >= self.max_peers:
+            if self._is_full(routing_id) and self.find_lost is not None:
+                self.find_lost()
+            if self._is_full(routing_id):
                 raise Overloaded(f"{self.name}: {self.max_peers} peers are connected, the limit")
         except LlmosError as error:
             self.counters.refused_hello += 1
             return Reply(routing_id, encode(error_message(error, 0)))
+        if (older := self.peers.get(routing_id)) is not None:
+            self.lost(older)
         peer = Peer(routing_id, next(self._serials), hello.role, hello.name, hello.pid, uid)
         self.peers[routing_id] = peer
         if self.on_greet is not None:
             self.on_greet(peer)
         return Reply(routing_id, encode(handshake.welcome(self.name, self.incarnation)))
+
+    def _is_full(self, routing_id: bytes) -> bool:
+        return routing_id not in self.peers and len(self.peers) >= self.max_peers
+
+    def lost(self, peer: Peer) -> None:
+        """As `forget`, for whoever finds it out before the owner does."""
+        self.forget(peer)
+        if self.on_lost is not None:
+            self.on_lost(peer)
 
     def forget(self, peer: Peer) -> None:
         """The peer is gone; its routing id must greet again."""

@@ -20,6 +20,7 @@ from llmos.protocol.codec import Schema, encode
 from llmos.protocol.messages import Message, Welcome
 
 M = TypeVar("M")
+_MOST_ANSWERED = 256
 
 
 class Listener(Generic[M]):
@@ -36,13 +37,18 @@ class Listener(Generic[M]):
         max_peers: int = 64,
     ) -> None:
         self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
+        self.core.find_lost = self._find_lost
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         options.configure(self.socket, max_bytes=schema.max_bytes)
         options.bind(self.socket, run_dir, name)
 
     def receive(self) -> tuple[Peer, M] | None:
-        """The next message that is already here, or None. Handshakes and bad frames are answered on the way."""
-        while True:
+        """The next message that is already here, or None. Handshakes and bad frames are answered on the way.
+
+        None also after `_MOST_ANSWERED` of those: whoever sends nothing else must not keep the caller from everybody else. More may be
+        there then, and a poller says so.
+        """
+        for _ in range(_MOST_ANSWERED):
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -54,6 +60,7 @@ class Listener(Generic[M]):
             if not isinstance(accepted, Reply):
                 return accepted
             self._send(accepted.routing_id, accepted.frame)
+        return None
 
     def send(self, peer: Peer, message: Message) -> bool:
         """Queue a message; False (and counted) if the peer is gone or does not read."""
@@ -75,6 +82,17 @@ class Listener(Generic[M]):
             self.core.counters.unroutable += 1
             return False
         return True
+
+    def _find_lost(self) -> None:
+        """ZeroMQ does not say who left, but it can not send to them."""
+        core = self.core
+        welcome = encode(handshake.welcome(core.name, core.incarnation))
+        for peer in list(core.peers.values()):
+            before = core.counters.unroutable
+            self._send(peer.routing_id, welcome)
+            if core.counters.unroutable != before:
+                core.counters.unroutable = before
+                core.lost(peer)
 
     def close(self) -> None:
         self.socket.close()

@@ -9,8 +9,18 @@ from __future__ import annotations
 from llmos.codes import PageFate
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
-from llmos.protocol.messages import Kill, TenantSet
+from llmos.protocol.messages import ExecutorReady, Kill, TenantSet
 
+_EXECUTOR = (
+    ("num_pages", 1, limits.MAX_KV_PAGES),
+    ("page_size", 1, limits.MAX_PAGE_SIZE),
+    ("max_rows", 1, limits.UNLIMITED),
+    ("max_step_tokens", 1, limits.UNLIMITED),
+    ("max_context", 1, limits.MAX_CONTEXT),
+    ("vocab_size", 1, limits.MAX_VOCAB),
+    ("host_pages", 0, limits.MAX_KV_PAGES),
+    ("swap_us", 0, 1e9),
+)
 _COUNTS = ("max_pages", "guaranteed_pages", "max_running", "max_waiting")
 
 
@@ -71,3 +81,14 @@ def check_tenant_set(message: TenantSet) -> None:
         raise InvalidRequest(
             f"tokens_per_s: {rate} is outside [0, {limits.MAX_TENANT_TOKENS_PER_S:.0f}]", field="tokens_per_s"
         )
+
+
+def check_executor(message: ExecutorReady) -> None:
+    """What it says of itself decides how much the microkernel sets up for it."""
+    for name, least, most in _EXECUTOR:
+        value = getattr(message, name)
+        if not least <= value <= most:
+            raise InvalidRequest(f"{name}: {value} is outside [{least}, {most:.0f}]", field=name)
+    for name in ("model", "dtype", "device"):
+        if len(getattr(message, name)) > limits.MAX_MODEL_NAME_CHARS:
+            raise InvalidRequest(f"{name}: more than {limits.MAX_MODEL_NAME_CHARS} characters", field=name)

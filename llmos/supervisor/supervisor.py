@@ -50,6 +50,7 @@ _STATE_AFTER = {
 _ROLES = frozenset({"microkernel", "executor", "tokenizer", "storage", "gateway"})
 _IDLE_TURN_S = 1.0  # also how often uptimes are reported
 _DRAIN_TURN_S = 0.1
+_MAX_MESSAGES_PER_TURN = 256  # a child that talks without end must not keep us from the others
 _OPENING_TURN_S = 0.02  # while the microkernel has not answered our hello
 log = logging.getLogger(__name__)
 
@@ -244,7 +245,9 @@ class Supervisor:
         self._poller.poll(int(min(timeout_s, limit, self._notifier.interval_s / 2) * 1000) + 1)
         self._notifier.beat(time.monotonic())
         self._signals.drain()
-        while (received := self._listener.receive()) is not None:
+        for _ in range(_MAX_MESSAGES_PER_TURN):
+            if (received := self._listener.receive()) is None:
+                break
             self._on_message(*received)
         for service in self.services.values():
             if service.has_exited():

@@ -13,11 +13,12 @@ from typing import Protocol
 
 from llmos.config import ModelConfig
 from llmos.errors import ConfigError
+from llmos.protocol import limits
 from llmos.protocol.messages import RowLogprobs, StepPlan
 
 Tick = Callable[[], None]
 OPENMP_SPINS = 1000
-MAX_PAGES = 2**31 - 1  # ids are int32 on the wire
+MAX_PAGES = limits.MAX_KV_PAGES
 
 
 @dataclass(frozen=True, slots=True)

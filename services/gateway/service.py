@@ -47,7 +47,6 @@ _START_TIMEOUT_S = 60.0
 _TICK_S = 0.1
 _PROBE_EVERY_S = 10.0
 _FAREWELL_S = 0.05  # after the last messages, before the sockets close: libzmq's I/O thread writes them meanwhile
-_FAIR_SHARE = 64  # messages of clients handled before other tasks get a turn
 
 _from_client: Schema[Any] = Schema(ClientToGateway, max_bytes=limits.MAX_CLIENT_MESSAGE_BYTES)
 _from_kernel: Schema[Any] = Schema(FromKernel)
@@ -169,13 +168,9 @@ class Gateway:
         return table
 
     async def _receive(self, table: ClientTable[int], handle: Callable[[Peer, Any], None]) -> None:
-        num_read = 0
         while True:
             peer, message = await table.listener.receive()
             handle(peer, message)
-            num_read += 1
-            if num_read % _FAIR_SHARE == 0:
-                await asyncio.sleep(0)
 
     async def _watch(self, monitor: LossMonitor) -> None:
         """Somebody left; who it was, the next probe tells (not this instant: libzmq needs a moment to notice

@@ -110,7 +110,7 @@ def _nonsense(world: World, req: int, what: str) -> tuple[Sender, Any, tuple[Err
         "supervisor": (SUPERVISOR, m.SeqAttach(req, 1), (ErrorCode.PERMISSION, None)),
         "executor": (gate, m.ServiceDown("executor", f"executor.{model}", 1), (ErrorCode.PERMISSION, None)),
         "ready": (executor, m.ExecutorReady(model, 0, 4, 1, 1, 9, VOCAB, "", ""), (INVALID, "num_pages")),
-        "host": (executor, m.ExecutorReady(model, 9, 4, 1, 1, 9, VOCAB, "", "", -1), (INVALID, "num_pages")),
+        "host": (executor, m.ExecutorReady(model, 9, 4, 1, 1, 9, VOCAB, "", "", -1), (INVALID, "host_pages")),
     }[what]  # fmt: skip
 
 
