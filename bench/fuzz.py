@@ -116,10 +116,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--frames", type=positive, required=True, help="on each port")
-    add("--port", type=ports, default=tuple(ROLES), metavar="PORT,...", help=f"of {', '.join(ROLES)}, {INSIDE} (default: all with sockets)")
+    add(
+        "--port",
+        type=ports,
+        default=tuple(ROLES),
+        metavar="PORT,...",
+        help=f"of {', '.join(ROLES)}, {INSIDE} (default: all with sockets)",
+    )
     add("--seed", type=int, default=1, help="default %(default)s")
     add("--memory-mib", type=int, default=192, help="that a process may grow by (default %(default)s)")
-    add("--log-lines", type=int, default=60, help="of llmosd's log that are printed after a failure (default %(default)s)")
+    add(
+        "--log-lines",
+        type=int,
+        default=60,
+        help="of llmosd's log that are printed after a failure (default %(default)s)",
+    )
     add("--out", type=Path, metavar="FILE", help="write the result as JSON")
     return parser.parse_args()
 

@@ -159,7 +159,9 @@ class ModelConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     page_size: int = key(16, "KV cache page.", unit="tokens", low=1, high=1024)
-    num_pages: int = key(0, "KV cache pages; 0 = as many as kv_cache_gib holds.", unit="pages", low=0, high=MAX_KV_PAGES)
+    num_pages: int = key(
+        0, "KV cache pages; 0 = as many as kv_cache_gib holds.", unit="pages", low=0, high=MAX_KV_PAGES
+    )
     kv_cache_gib: float = key(1.0, "Memory for the KV cache, where num_pages is 0.", unit="GiB", low=0.001, high=65_536)
     host_cache_gib: float = key(
         0.0,

@@ -1,1 +1,1 @@
-"""The parts of fuzz.py, flood.py and hang.py: hostile frames, a private llmosd, neighbours that must not notice, and the watch on it all."""
+"""The parts of fuzz.py and flood.py: hostile frames and peers, a private llmosd, neighbours that must not notice, the watch on it."""

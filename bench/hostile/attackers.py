@@ -25,6 +25,7 @@ from llmos.errors import ProtocolError
 from llmos.protocol import handshake
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, encode, pack_i32
+from llmos.protocol.params import SamplingParams
 
 ANSWER_MS = 20_000
 RECONNECT_EVERY = 25_000
@@ -163,6 +164,12 @@ class Attacker:
         self._takes: Schema[Any] = Schema(self.role.takes)
         self._wire = Wire(target, self.role.port, self.role.answers)
         self._maker = FrameMaker(seed, self.role.takes, self._hints(), self.role.weights)
+        self._customer: Wire | None = (
+            None  # asks for the model whose executor is corrupt, so that it has something to answer
+        )
+        if name == "executor":
+            self._customer = Wire(target, "kernel", m.FromKernel)
+            self._customer.greet("gateway", "customer")
 
     def run(self, frames: int) -> None:
         self._greet()
@@ -175,6 +182,7 @@ class Attacker:
             if not self.sent % 64:
                 self._wire.drain()
                 self._learn()
+                self._order()
             if not self.sent % 2048:
                 self._progress(self.sent)
             if not self.sent % RECONNECT_EVERY:
@@ -186,6 +194,16 @@ class Attacker:
 
     def close(self) -> None:
         self._wire.close()
+        if self._customer is not None:
+            self._customer.close()
+
+    def _order(self) -> None:
+        if self._customer is not None:
+            params = SamplingParams(
+                temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, max_tokens=8
+            )
+            self._customer.drain()
+            self._customer.send(encode(m.SeqSubmit(self.sent, "rogue", pack_i32([1, 2, 3]), params, "customer")))
 
     def _greet(self) -> None:
         self._wire.greet(self.role.role, *self.role.name(self._target))

@@ -19,7 +19,27 @@ import msgspec
 from llmos.protocol import messages as m
 from llmos.protocol.codec import encode, pack_i32
 
-INTS = (0, 1, -1, 2, 3, 7, 16, 255, 4096, 2**31 - 1, 2**31, -(2**31), 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, -(2**63))
+INTS = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    16,
+    255,
+    4096,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**32,
+    2**53,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    -(2**63),
+)
 FLOATS = (0.0, -0.0, 1.0, 0.5, -1.0, 1e-300, 5e-324, 1e308, -1e308, float("nan"), float("inf"), float("-inf"), 2.0**63)
 HEADERS = (
     b"\xdd\xff\xff\xff\xff", b"\xdc\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff",
@@ -50,7 +70,9 @@ class Hints:
 class FrameMaker:
     """`union`: what the port takes. `weights`: types that come more or less often than 1; 0 = never by intention."""
 
-    def __init__(self, seed: int, union: Any, hints: Hints | None = None, weights: dict[type, float] | None = None) -> None:
+    def __init__(
+        self, seed: int, union: Any, hints: Hints | None = None, weights: dict[type, float] | None = None
+    ) -> None:
         self.chance = random.Random(seed)
         self.hints = hints or Hints()
         kinds = [kind for kind in typing.get_args(union) if kind is not m.Hello]
@@ -73,7 +95,11 @@ class FrameMaker:
         if dice < 0.95:
             return chance.randbytes(chance.choice((0, 1, 2, 5, 20, 200)))
         if dice < 0.99:
-            return chance.choice(self._recent)[: chance.randrange(4)] + chance.choice(HEADERS) + chance.randbytes(chance.randrange(9))
+            return (
+                chance.choice(self._recent)[: chance.randrange(4)]
+                + chance.choice(HEADERS)
+                + chance.randbytes(chance.randrange(9))
+            )
         return self._deep()
 
     def message(self) -> m.Message:
@@ -166,9 +192,13 @@ class FrameMaker:
             elif what == 2:
                 values.insert(at, values[other])
             else:
-                values[at] = chance.choice((None, True, -1, 2**64 - 1, 1.5, float("nan"), "x", b"\0\xff", [], [[]], {}, {"a": [1]}))
+                values[at] = chance.choice(
+                    (None, True, -1, 2**64 - 1, 1.5, float("nan"), "x", b"\0\xff", [], [[]], {}, {"a": [1]})
+                )
         return msgspec.msgpack.encode(values)
 
     def _deep(self) -> bytes:
         chance = self.chance
-        return chance.choice(self._recent)[:2] + chance.choice((b"\x91", b"\x81", b"\x92\x91")) * chance.choice((10, 600, 5000))
+        return chance.choice(self._recent)[:2] + chance.choice((b"\x91", b"\x81", b"\x92\x91")) * chance.choice(
+            (10, 600, 5000)
+        )

@@ -165,7 +165,9 @@ class Inside:
         elif isinstance(message, m.SeqTokens):
             values = unpack_i64(message.columns)
             for rid, offset, token in zip(values[0::3], values[1::3], values[2::3]):
-                assert (rid, offset, token) == (self._rid, self._got, fake_token(7, 3 + self._got, VOCAB)), "a wrong token"
+                assert (rid, offset, token) == (self._rid, self._got, fake_token(7, 3 + self._got, VOCAB)), (
+                    "a wrong token"
+                )
                 self._got += 1
             for end in message.ends:
                 assert (end.rid, end.reason, self._got) == (self._rid, 2, 50), f"the innocent ended as {end}"
@@ -187,7 +189,9 @@ class Inside:
         samples = np.zeros((count, 3), np.int64)
         samples[:, 0], samples[:, 1], samples[:, 2] = step.rows[:count], step.stored[:count], 5
         if count and chance.random() < 0.6:
-            samples[chance.randrange(count), chance.randrange(3)] = chance.choice((-1, 0, 299, 300, 2**31 - 1, -(2**31)))
+            samples[chance.randrange(count), chance.randrange(3)] = chance.choice(
+                (-1, 0, 299, 300, 2**31 - 1, -(2**31))
+            )
         return samples.astype("<i4").tobytes()
 
 
@@ -202,7 +206,9 @@ def _is_order(message: m.Message, innocent: int | bool, role: str) -> bool:
     if isinstance(message, m.Kill) and message.rid is None:
         return message.model != ROGUE
     if isinstance(message, (m.TenantSet, m.TenantsStored)):
-        return True if isinstance(message, m.TenantsStored) else message.tenant == OWNER or bool(message.guaranteed_pages)
+        return (
+            True if isinstance(message, m.TenantsStored) else message.tenant == OWNER or bool(message.guaranteed_pages)
+        )
     if isinstance(message, m.ServiceDown):
         return message.name != f"executor.{ROGUE}"
     if isinstance(message, (m.SeqSpawn, m.SeqSubmit)):

@@ -31,7 +31,9 @@ class Neighbour:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
 
@@ -59,5 +61,7 @@ class Neighbour:
                 ids += chunk.token_ids
         right = [fake_token(seed, len(prompt) + place, self._vocab) for place in range(self._tokens)]
         if ids != right:
-            self.failures.append(f"seed {seed}: {len(ids)} tokens, not the {len(right)} right ones ({stream.completion.finish_reason})")
+            self.failures.append(
+                f"seed {seed}: {len(ids)} tokens, not the {len(right)} right ones ({stream.completion.finish_reason})"
+            )
         self.streams += 1

@@ -21,7 +21,6 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
-
 from chaos.answers import write_fake_model
 
 START_S = 60.0
@@ -100,7 +99,9 @@ class Target:
             time.sleep(LOOK_S)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._watch.join()
         self._end()

@@ -63,6 +63,8 @@ class Kernel:
         state.expire(now)
         state.settle(now)
         for lane in state.lanes.values():
+            if state.supervisor != NOBODY and (reason := lane.overdue(now)) is not None:
+                service_verbs.have_killed(state, lane, reason)
             while (plan := lane.plan(now)) is not None:
                 assert lane.executor is not None
                 state.outbox.send(lane.executor, plan)

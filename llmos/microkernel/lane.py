@@ -19,9 +19,13 @@ from llmos.microkernel.commit import Outcome
 from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import Sequence
+from llmos.microkernel.step_watch import StepWatch
 from llmos.microkernel.tenants import Tenant, TenantLimits, TenantTable
 from llmos.microkernel.trial import Trial
 from llmos.protocol.messages import ExecutorReady, LaneStatus, StepPlan, StepResult
+
+_COMPLAIN_EVERY_S = 5.0
+_WRONG = "its results are wrong, again and again"
 
 
 class Lane:
@@ -39,6 +43,10 @@ class Lane:
         self.capabilities: ExecutorReady | None = None
         self.scheduler: Scheduler | None = None
         self.results_dropped = 0
+        self.doubt: str | None = None  # why this executor should go
+        self._is_condemned = False  # it must: it is given nothing more, and nothing it says counts
+        self._complained_at = 0.0
+        self._watch = StepWatch()
         self._limits = limits
 
     @property
@@ -53,6 +61,8 @@ class Lane:
 
     def attach(self, peer: int, ready: ExecutorReady, now: float) -> None:
         """A new executor life: every page is free, every older result void. Live sequences wait to be recomputed."""
+        if self.executor is not None:
+            self._note_wrong("it registers again and again", now)
         self.generation += 1
         self.executor = peer
         self._renew(ready, now)
@@ -69,6 +79,7 @@ class Lane:
             in_flight = {seq.rid: seq for step in self.scheduler.in_flight for seq in step.seqs}
             convicted = self.trial.executor_died(in_flight.values())
         self.executor = None
+        self._trust()
         if self.capabilities is not None:
             self._renew(self.capabilities, now)
         return convicted
@@ -77,6 +88,7 @@ class Lane:
         """No executor any more. Returns the live sequences, oldest first, without rows, pages or pending tokens."""
         survivors = self._clear(now)
         self.scheduler, self.executor, self.capabilities = None, None, None
+        self._trust()
         return survivors
 
     def _renew(self, ready: ExecutorReady, now: float) -> None:
@@ -115,19 +127,56 @@ class Lane:
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, if there is an executor that can take one."""
-        if self.scheduler is None or self.executor is None:
+        if self.scheduler is None or self.executor is None or self._is_condemned:
             return None
-        return self.scheduler.schedule(self.generation, now)
+        plan = self.scheduler.schedule(self.generation, now)
+        if plan is not None and len(self.scheduler.in_flight) == 1:
+            self._watch.begun(now)
+        return plan
 
     def take(self, result: StepResult, now: float) -> Outcome | None:
         """Commit a result; None if it is not exactly the next one."""
         scheduler = self.scheduler
         expected = scheduler.in_flight[0].step if scheduler is not None and scheduler.in_flight else None
-        if scheduler is None or result.generation != self.generation or result.step != expected:
+        if scheduler is None or self._is_condemned or result.generation != self.generation or result.step != expected:
             self.results_dropped += 1
+            self._note_wrong(_WRONG, now)
             return None
-        failed = _matrix(result.failed, 2) if result.failed else _NOBODY
-        return scheduler.complete(_matrix(result.samples, 3), failed, result.busy_us * 1e-6, now)
+        try:
+            failed = _matrix(result.failed, 2) if result.failed else _NOBODY
+            samples = _matrix(result.samples, 3)
+        except ProtocolError:
+            self._note_wrong(_WRONG, now)
+            raise
+        step = scheduler.in_flight[0]
+        self._watch.done(step.num_decodes, step.num_prefill, now)
+        outcome = scheduler.complete(samples, failed, max(0, result.busy_us) * 1e-6, now)
+        if outcome.recompute and not len(failed):
+            self._note_wrong(_WRONG, now)
+        return outcome
+
+    def overdue(self, now: float) -> str | None:
+        """What the executor must be killed for, each time that somebody should be told. To be asked all the time."""
+        if self.executor is None or self.scheduler is None:
+            return None
+        if self.doubt is None and self.scheduler.in_flight:
+            step = self.scheduler.in_flight[0]
+            if self._watch.is_overdue(step.num_decodes, step.num_prefill, now):
+                limit = self._watch.limit(step.num_decodes, step.num_prefill)
+                self.doubt = f"step {step.step} ({step.num_decodes} decodes, {step.num_prefill} prompt tokens) takes over {limit:.1f} s"
+        if self.doubt is None or (self._is_condemned and now < self._complained_at + _COMPLAIN_EVERY_S):
+            return None
+        self._is_condemned, self._complained_at = True, now
+        return self.doubt
+
+    def _note_wrong(self, what: str, now: float) -> None:
+        if self._watch.wrong(now) and self.doubt is None:
+            self.doubt = what
+
+    def _trust(self) -> None:
+        """Whoever comes next has done nothing wrong yet."""
+        self.doubt, self._is_condemned = None, False
+        self._watch.renew()
 
     def check_tenant(self, name: str, limits: TenantLimits) -> None:
         """Raise `InvalidRequest` if a new limit of a tenant contradicts what lives here now."""

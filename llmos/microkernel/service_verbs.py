@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from llmos.codes import FinishReason, SeqState
-from llmos.errors import NotFound, Unavailable
+from llmos.errors import NotFound, PermissionRefused, Unavailable
+from llmos.microkernel.lane import Lane
 from llmos.microkernel.records import ExecutorRecord, TokensRecord
 from llmos.microkernel.sender import Sender
 from llmos.microkernel.sequence import NOBODY
@@ -25,6 +26,10 @@ def executor_ready(state: State, sender: Sender, message: m.ExecutorReady, now: 
     checks.check_executor(message)
     if message.model not in state.lanes:
         raise NotFound(f"model {message.model!r} is not configured", field="model")
+    if sender.name != f"executor.{message.model}":
+        raise PermissionRefused(f"{sender.name!r} is not the executor of {message.model!r}", field="model")
+    if state.supervisor != NOBODY and (doubt := state.lanes[message.model].doubt) is not None:
+        raise Unavailable(f"the executor that was there before is not dead yet, which it will be: {doubt}")
     lane = state.lanes[message.model]
     lane.attach(sender.peer, message, now)
     state.refit(lane, now)
@@ -44,6 +49,11 @@ def step_result(state: State, sender: Sender, message: m.StepResult, now: float)
         state.note(TokensRecord(columns))
     for seq, reason in outcome.ended:
         state.end_output(seq, reason, now, drop=reason is FinishReason.NUMERICAL_ERROR)
+
+
+def have_killed(state: State, lane: Lane, reason: str) -> None:
+    """Of its executor nothing good is to be expected. What follows is its death, as of any other."""
+    state.outbox.send(state.supervisor, m.KillService(f"executor.{lane.model}", reason))
 
 
 @STORAGE_VERBS.handles(m.ModelsReply)

@@ -53,6 +53,7 @@ class Lifeline:
         self.stopping = False
         self.kernel_restarts = 0  # how often another microkernel took over
         self._next_beat = 0.0
+        self._working = False
 
     def connect(self, timeout_s: float) -> None:
         """Take over SIGTERM and SIGINT and greet the supervisor; raises the typed refusal or `DaemonNotRunning`."""
@@ -74,11 +75,13 @@ class Lifeline:
         while (left := deadline - time.monotonic()) > 0 and not isinstance(self.port.wait(left), Stop):
             pass
 
-    def beat(self, progress: int, now: float) -> None:
-        """Say that the work loop turns; sent at most every `BEAT_INTERVAL_S`. `now`: any monotonic clock, seconds."""
-        if self.supervised and now >= self._next_beat:
+    def beat(self, progress: int, now: float, *, working: bool = False) -> None:
+        """Say that the work loop turns; sent at most every `BEAT_INTERVAL_S`, but at once if what comes next may take long (`working`) and
+        that is news. `now`: any monotonic clock, seconds."""
+        if self.supervised and (now >= self._next_beat or working is not self._working):
             self._next_beat = now + BEAT_INTERVAL_S
-            self.port.send(Heartbeat(self.name, progress))
+            self._working = working
+            self.port.send(Heartbeat(self.name, progress, working))
 
     def poll(self) -> None:
         """Read what the supervisor said; never waits."""

@@ -13,7 +13,7 @@ import subprocess
 
 from llmos.codes import ServiceState
 from llmos.ports.core import Peer
-from llmos.protocol.messages import ServiceFailed, ServiceStatus
+from llmos.protocol.messages import Heartbeat, ServiceFailed, ServiceStatus
 from llmos.supervisor import states
 from llmos.supervisor.plan import ServiceSpec
 from llmos.supervisor.spawn import spawn
@@ -39,6 +39,7 @@ class Service:
         self.deaths_in_a_row = 0
         self.restart_at = 0.0  # in BACKOFF
         self.progress = 0
+        self.working = False  # its next sign of life may take longer
 
     @property
     def name(self) -> str:
@@ -58,10 +59,11 @@ class Service:
 
     def ready(self, detail: str, now: float) -> None:
         self._move(ServiceState.RUNNING)
+        self.working = False
         self.detail, self.ready_at, self.beat_at = detail, now, now
 
-    def beat(self, progress: int, now: float) -> None:
-        self.progress, self.beat_at = progress, now
+    def beat(self, beat: Heartbeat, now: float) -> None:
+        self.progress, self.working, self.beat_at = beat.progress, beat.working, now
 
     def count_death(self, stable_s: float, now: float) -> None:
         """It died without being asked to: the first of a new row if it had been ready for `stable_s`."""

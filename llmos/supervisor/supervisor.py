@@ -23,6 +23,7 @@ from llmos.protocol.messages import (
     Draining,
     Heartbeat,
     KernelRestarted,
+    KillService,
     RestartService,
     ServiceDown,
     ServiceFailed,
@@ -49,6 +50,7 @@ _STATE_AFTER = {
 }
 _ROLES = frozenset({"microkernel", "executor", "tokenizer", "storage", "gateway"})
 _IDLE_TURN_S = 1.0  # also how often uptimes are reported
+_LONG_WORK = 12  # times the usual patience with one that announced long work
 _DRAIN_TURN_S = 0.1
 _MAX_MESSAGES_PER_TURN = 256  # a child that talks without end must not keep us from the others
 _OPENING_TURN_S = 0.02  # while the microkernel has not answered our hello
@@ -188,9 +190,9 @@ class Supervisor:
         """A process that hangs is worse than one that died: make it that."""
         now = time.monotonic()
         for service in self.services.values():
-            if service.state is ServiceState.RUNNING and now - service.beat_at > self._limits.hang_timeout_s:
-                log.error("%s (pid %d) gave no sign of life for %g s: killing it", service.name, service.pid,
-                          self._limits.hang_timeout_s)  # fmt: skip
+            patience = self._limits.hang_timeout_s * (_LONG_WORK if service.working else 1)
+            if service.state is ServiceState.RUNNING and now - service.beat_at > patience:
+                log.error("%s (pid %d) gave no sign of life for %g s: killing it", service.name, service.pid, patience)
             elif service.state is ServiceState.STARTING and now - service.started_at > self._limits.start_timeout_s:
                 log.error("%s (pid %d) is not ready after %g s: killing it", service.name, service.pid,
                           self._limits.start_timeout_s)  # fmt: skip
@@ -201,6 +203,13 @@ class Supervisor:
             service.kill_group()
             service.beat_at = service.started_at = now  # once: its death comes through the pidfd
             service.stop_by = now + 1.0
+
+    def _kill(self, name: str, reason: str) -> None:
+        """The microkernel knows better than its beats that it hangs. One that is being started is another one than was meant."""
+        service = self.services.get(name)
+        if service is not None and service.state is ServiceState.RUNNING:
+            log.error("%s (pid %d): %s: killing it", name, service.pid, reason)
+            service.kill_group()
 
     def _renew(self, name: str) -> None:
         """Somebody wants this service's process to be another one."""
@@ -261,7 +270,7 @@ class Supervisor:
             return
         service.peer = peer
         if isinstance(message, Heartbeat):
-            service.beat(message.progress, time.monotonic())
+            service.beat(message, time.monotonic())
         elif isinstance(message, ServiceReady) and service.state is ServiceState.STARTING:
             self._on_ready(service, message.detail)
         elif isinstance(message, ServiceFailed):
@@ -336,6 +345,8 @@ class Supervisor:
         for message in self._link.pump():
             if isinstance(message, RestartService):
                 self._renew(message.name)
+            elif isinstance(message, KillService):
+                self._kill(message.name, message.reason)
             elif isinstance(message, Draining):
                 self._hear_of_drain(message)
 

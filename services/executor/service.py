@@ -7,11 +7,13 @@ generation with an empty row table. Plans of another generation are dropped and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from llmos.config import model_path
@@ -19,7 +21,7 @@ from llmos.errors import ProtocolError, from_code
 from llmos.ports.lifeline import Lifeline
 from llmos.ports.sync import Dialer, PortSet
 from llmos.protocol import handshake
-from llmos.protocol.codec import Schema
+from llmos.protocol.codec import Schema, unpack_i32
 from llmos.protocol.messages import (
     Error,
     ExecutorReady,
@@ -38,19 +40,37 @@ log = logging.getLogger(__name__)
 _IDLE_WAIT_S = 0.1  # how often an idle executor looks for signals and beats
 _NO_GENERATION = -1
 _NONE = -1
+_LONG_STEP_S = 0.5
 
 
 class Pulse:
-    """Called wherever the work loop turns, also between layers: listens to the supervisor and beats."""
+    """Called wherever the work loop turns, also between layers: listens to the supervisor and beats.
+
+    `step` stands around each step: one layer of a long prompt may take longer than the supervisor is patient, which it is told before.
+    """
 
     def __init__(self, line: Lifeline) -> None:
         self.line = line
         self._turns = 0
+        self._working = False
+        self._token_s: float | None = None  # the slowest lately
 
     def __call__(self) -> None:
         self._turns += 1
         self.line.poll()
-        self.line.beat(self._turns, time.monotonic())
+        self.line.beat(self._turns, time.monotonic(), working=self._working)
+
+    @contextlib.contextmanager
+    def step(self, plan: StepPlan) -> Iterator[None]:
+        num_tokens = _num_tokens(plan)
+        if self._token_s is None or self._token_s * num_tokens > _LONG_STEP_S:
+            self._working = True
+            self()
+        started = time.monotonic()
+        yield
+        took = (time.monotonic() - started) / num_tokens
+        self._token_s = took if self._token_s is None else max(took, 0.9 * self._token_s)
+        self._working = False
 
 
 class ExecutorService:
@@ -131,7 +151,8 @@ class ExecutorService:
             self.plans_dropped += 1
             return
         started = time.monotonic()
-        output = self.backend.execute(plan)
+        with self.pulse.step(plan):
+            output = self.backend.execute(plan)
         ended = time.monotonic()
         busy_us, idle_us = int((ended - started) * 1e6), int((started - self._idle_since) * 1e6)
         self.steps += 1
@@ -139,6 +160,12 @@ class ExecutorService:
         self.port.send(
             StepResult(plan.generation, plan.step, output.samples, output.logprobs, output.failed, busy_us, idle_us)
         )
+
+
+def _num_tokens(plan: StepPlan) -> int:
+    """About what it computes, and at least 1."""
+    lengths = unpack_i32(plan.prefill)[2::4]
+    return max(1, sum(lengths) + len(plan.decode or b"") // 4)
 
 
 def run(context: ServiceContext, line: Lifeline) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import stat
 import tempfile
@@ -194,6 +195,87 @@ def test_one_peer_too_many_is_overloaded(run_dir: RunDir) -> None:
                 pair.greet()
         finally:
             first.close()
+
+
+def test_who_left_makes_room_and_is_reported(run_dir: RunDir) -> None:
+    with SyncPair(run_dir, max_peers=1) as pair:
+        lost: list[str] = []
+        pair.listener.core.on_lost = lambda peer: lost.append(peer.name)
+        pair.greet()
+        pair.dialer.close()
+        left = pair.listener.core.counters.unroutable
+
+        def another() -> bool:  # ZeroMQ needs a moment to notice
+            pair.dialer = Dialer(run_dir, "supervisor", FROM)
+            answer = pair.ask(encode(handshake.hello("storage", "s2")))
+            if isinstance(answer, Welcome):
+                return True
+            pair.dialer.close()
+            return False
+
+        until(another)
+        assert lost == ["s1"]
+        assert [peer.name for peer in pair.listener.core.peers.values()] == ["s2"]
+        assert pair.listener.core.counters.unroutable == left
+
+
+def test_a_second_hello_ends_the_first_peer(run_dir: RunDir) -> None:
+    with SyncPair(run_dir) as pair:
+        lost: list[int] = []
+        pair.listener.core.on_lost = lambda peer: lost.append(peer.serial)
+        for _ in range(3):
+            pair.greet()
+        assert lost == [1, 2]
+        assert [peer.serial for peer in pair.listener.core.peers.values()] == [3]
+
+
+def test_bad_frames_without_end_do_not_keep_the_listener(run_dir: RunDir) -> None:
+    with SyncPair(run_dir) as pair:
+        pair.greet()
+        for _ in range(600):
+            pair.dialer.socket.send(b"\xc1")
+        answered = pair.listener.core.counters
+        calls = 0
+        while answered.undecodable < 600:
+            until(lambda: pair.listener.socket.poll(0))
+            before = answered.undecodable
+            assert pair.listener.receive() is None
+            calls += 1
+            assert answered.undecodable - before <= 256
+        assert calls >= 3
+
+
+def test_asyncio_bad_frames_without_end_leave_others_their_turn(run_dir: RunDir) -> None:
+    async def run() -> None:
+        listener: AsyncListener[Any] = AsyncListener(run_dir, "supervisor", TO, ROLES)
+        dialer: AsyncDialer[Any] = AsyncDialer(run_dir, "supervisor", FROM)
+        turns: list[int] = []
+
+        async def other() -> None:
+            while True:
+                turns.append(listener.core.counters.undecodable)
+                await asyncio.sleep(0)
+
+        reading = asyncio.create_task(listener.receive())
+        await dialer.greet("storage", "s1", DEADLINE_S)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        for _ in range(2000):
+            await dialer.socket.send(b"\xc1")
+        time.sleep(0.1)  # so that all of them are there before the first is read
+        tasks = [asyncio.create_task(other()), asyncio.create_task(listener.receive())]
+        async with asyncio.timeout(DEADLINE_S):
+            while listener.core.counters.undecodable < 2000:
+                await asyncio.sleep(0.001)
+        steps = [after - before for before, after in itertools.pairwise(turns)]
+        assert max(steps) <= 64
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        listener.close()
+        dialer.close()
+
+    asyncio.run(run())
 
 
 def test_nobody_there_is_daemon_not_running_and_silence_is_a_timeout(run_dir: RunDir) -> None:

@@ -1,7 +1,8 @@
 """A stand-in for every child of the daemon: speaks the real lifeline, behaves as its first argument says, loads nothing.
 
 Run as `python standin.py BEHAVIOUR ROLE --run-dir D --name N [...]`. The microkernel stand-in appends what the supervisor
-tells it to RUN_DIR/told.txt, asks for the restart of what RUN_DIR/restart.txt names, and says that RUN_DIR/generating.txt sequences run.
+tells it to RUN_DIR/told.txt, asks for the restart of what RUN_DIR/restart.txt names and the death of what kill.txt
+names, and says that RUN_DIR/generating.txt sequences run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from llmos.codes import ServiceState
 from llmos.errors import ModelError
 from llmos.ports.sync import Listener, PortSet
 from llmos.protocol.codec import Schema
-from llmos.protocol.messages import Drain, Draining, RestartService, ServiceDown, ServiceReport, ToKernel
+from llmos.protocol.messages import Drain, Draining, KillService, RestartService, ServiceDown, ServiceReport, ToKernel
 from llmos.services.base import service_main
 
 BEHAVIOUR = sys.argv.pop(1)
@@ -46,6 +47,8 @@ def run(context, lifeline):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             time.sleep(1000)
+    if BEHAVIOUR == "long_work" and first_start:
+        work_long(context, lifeline)
     kernel = Listener(context.run_dir, "kernel-control", Schema(ToKernel), ROLES) if ROLE == "microkernel" else None
     if BEHAVIOUR != "never_ready":
         lifeline.ready(f"stand-in {context.name}")
@@ -62,15 +65,25 @@ def run(context, lifeline):
             (context.run_dir.path / f"{context.name}.regreets.txt").write_text(str(restarts_told))
         if kernel is not None:
             write_down(kernel, context.run_dir.path)
-            ask(kernel, context.run_dir.path / "restart.txt")
+            ask(kernel, context.run_dir.path / "restart.txt", lambda name: RestartService(0, name))
+            ask(kernel, context.run_dir.path / "kill.txt", lambda name: KillService(name, "it hangs in step 7"))
 
 
-def ask(kernel, path: Path):
+def work_long(context, lifeline):
+    lifeline.ready("long work")
+    lifeline.beat(1, time.monotonic(), working=True)
+    time.sleep(3.0)  # the behaviour itself
+    (context.run_dir.path / "worked.txt").touch()
+    while True:
+        time.sleep(1000)
+
+
+def ask(kernel, path: Path, order):
     supervisors = [peer for peer in kernel.core.peers.values() if peer.role == "supervisor"]
     if supervisors and path.exists():
         name = path.read_text()
         path.unlink()
-        kernel.send(supervisors[0], RestartService(0, name))
+        kernel.send(supervisors[0], order(name))
 
 
 def write_down(kernel, folder: Path):

@@ -223,6 +223,30 @@ def test_a_child_that_hangs_is_killed_and_started_again(start, tmp_path, how):
     assert daemon.end() == 0
 
 
+def test_one_that_announced_long_work_may_be_silent_for_longer(start, tmp_path):
+    config = tmp_path / "llmosd.toml"
+    config.write_text("[daemon]\nhang_timeout_s = 1.0\n")
+    daemon = start("--config", str(config), executor__demo="long_work")
+    daemon.serving_line()
+    wait_for((daemon.run_dir / "worked.txt").exists, "end of the work")
+    assert "killing" not in daemon.log
+    daemon.children()["executor.demo"].kill()
+    daemon.process.terminate()
+    assert daemon.end() == 0
+
+
+def test_the_microkernel_may_have_a_service_killed(start):
+    daemon = start()
+    daemon.serving_line()
+    victim = daemon.children()["executor.demo"]
+    (daemon.run_dir / "kill.txt").write_text("executor.demo")
+    wait_for(lambda: daemon.log.count("executor.demo is ready") == 2, "restart")
+    assert f"executor.demo (pid {victim.pid}): it hangs in step 7: killing it" in daemon.log
+    wait_for(lambda: f"down executor executor.demo {victim.pid} replaced" in daemon.told(), "report")
+    daemon.process.terminate()
+    assert daemon.end() == 0
+
+
 def test_the_microkernel_is_told_of_every_change_at_start(start):
     daemon = start()
     daemon.serving_line()

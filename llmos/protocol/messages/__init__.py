@@ -108,6 +108,7 @@ from llmos.protocol.messages.supervision import (
     Draining,
     Heartbeat,
     KernelRestarted,
+    KillService,
     ServiceDown,
     ServiceFailed,
     ServiceReady,
@@ -202,6 +203,7 @@ FromKernel = (
     | StepPlan
     | RestartService
     | Draining
+    | KillService
 )
 ToSupervisor = Hello | ServiceReady | Heartbeat | ServiceFailed
 FromSupervisor = Welcome | Error | Stop | KernelRestarted
@@ -250,6 +252,7 @@ __all__ = [
     "JobRow",
     "KernelRestarted",
     "Kill",
+    "KillService",
     "Killed",
     "LaneStatus",
     "Message",

@@ -15,10 +15,12 @@ class ServiceReady(Message, tag=120, frozen=True):
 
 
 class Heartbeat(Message, tag=121, frozen=True):
-    """Child -> supervisor from its work loop. `progress` grows with work done."""
+    """Child -> supervisor from its work loop. `progress` grows with work done. `working`: what it does next may take long, so until the
+    next beat it may be silent for longer than others."""
 
     name: str
     progress: int
+    working: bool = False
 
 
 class ServiceFailed(Message, tag=122, frozen=True):
@@ -54,6 +56,14 @@ class ServiceDown(Message, tag=125, frozen=True):
     pid: int
     replaced: bool = False
     asked: bool = False
+
+
+class KillService(Message, tag=160, frozen=True):
+    """Microkernel -> supervisor: this process hangs or lies, put another one in its place. `reason` is for people. What follows is what
+    follows any death; may be repeated."""
+
+    name: str
+    reason: str
 
 
 class Drain(Message, tag=154, frozen=True):
