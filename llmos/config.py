@@ -19,6 +19,7 @@ from llmos.protocol.limits import MAX_CLIENTS, MAX_IN_FLIGHT_PER_CLIENT, MAX_KV_
 from llmos.toml_tables import Problems, key, locate, nearest, read_table, render_table, required
 
 EMBEDDED_MODEL = "demo"
+MAX_MEMORY_MIB = 16_777_216
 _MODEL_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/+-]{{0,{MAX_MODEL_NAME_CHARS - 1}}}")
 
 
@@ -180,6 +181,14 @@ class ModelConfig:
 class TokenizerConfig:
     """The tokenizer."""
 
+    memory_mib: int = key(
+        4096,
+        "Most memory of the process; it is replaced if it needs more. 0 = no limit.",
+        unit="MiB",
+        low=0,
+        high=MAX_MEMORY_MIB,
+    )
+
 
 @dataclass(frozen=True)
 class StorageConfig:
@@ -203,6 +212,13 @@ class GatewayConfig:
         unit="requests",
         low=1,
         high=1_048_576,
+    )
+    memory_mib: int = key(
+        1024,
+        "Most memory of the process; it is replaced if it needs more. 0 = no limit.",
+        unit="MiB",
+        low=0,
+        high=MAX_MEMORY_MIB,
     )
 
 

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import faulthandler
 import logging
+import resource
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from llmos.ports.lifeline import AsyncLifeline, Lifeline
 
 EXIT_FAILED = 72
 _CONNECT_TIMEOUT_S = 10.0
+_DESCRIPTORS = 65_536  # a listener that runs out of them ends its process (libzmq)
 log = logging.getLogger(__name__)
 
 
@@ -113,10 +115,27 @@ def _start(role: str) -> _Start:
         config = load_config(options.config)
         setup_logging(name, config.daemon.log_level)
         context = ServiceContext(config, RunDir(options.run_dir), role, name, _find_model(config, options.model))
+        _limit(config, role)
     except ConfigError as error:
         log.error("%s", error.message)
         sys.exit(EXIT_FAILED)
     return _Start(context, supervised=not options.no_supervisor)
+
+
+def _limit(config: Config, role: str) -> None:
+    """What strangers can talk to may run out of memory, but only of its own; and has room for as many connections as it may."""
+    memory_mib = {"gateway": config.gateway.memory_mib, "tokenizer": config.tokenizer.memory_mib}.get(role, 0)
+    if memory_mib:
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = memory_mib << 20
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most)
+        )
+    if role == "gateway":
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
+        if now != resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
 
 
 def _find_model(config: Config, name: str | None) -> ModelConfig | None:

@@ -39,7 +39,6 @@ class AsyncListener(Generic[M]):
         max_peers: int = 64,
     ) -> None:
         self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
-        self.core.find_lost = self._find_lost
         self._num_read = 0
         self.socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         options.configure(self.socket, max_bytes=schema.max_bytes)
@@ -78,17 +77,6 @@ class AsyncListener(Generic[M]):
         else:
             raise error
         return False
-
-    def _find_lost(self) -> None:
-        """ZeroMQ does not say who left, but it can not send to them."""
-        core = self.core
-        welcome = encode(handshake.welcome(core.name, core.incarnation))
-        for peer in list(core.peers.values()):
-            before = core.counters.unroutable
-            self._send(peer.routing_id, welcome)
-            if core.counters.unroutable != before:
-                core.counters.unroutable = before
-                core.lost(peer)
 
     def close(self) -> None:
         self.socket.close()

@@ -2,6 +2,7 @@
 
 - ROUTER_MANDATORY: a send to a gone or full peer is an error we count, not a silent drop.
 - LINGER 0: our acknowledgements are by offset, so closing never waits. IMMEDIATE on dialers: nothing queues for a peer that is not there.
+- HANDSHAKE_IVL on listeners: who connects and does not finish ZeroMQ's own handshake is dropped.
 - Explicit high-water marks: 0 would be unlimited. MAXMSGSIZE is per frame; messages are one frame, more parts are refused.
 """
 
@@ -16,6 +17,8 @@ import zmq
 from llmos.ports.endpoint import RunDir
 
 _HIGH_WATER_MARK = 10_000  # messages per peer; about 40 s of steps at 256 rows
+_HANDSHAKE_MS = 5000
+_BACKLOG = 1024  # connections that wait to be accepted; beyond that connect() has to be repeated
 _umask_lock = threading.Lock()
 
 
@@ -27,6 +30,8 @@ def configure(socket: zmq.Socket[Any], *, max_bytes: int) -> None:
     socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
     if socket.type == zmq.ROUTER:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        socket.setsockopt(zmq.BACKLOG, _BACKLOG)
     else:
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)

@@ -21,6 +21,7 @@ from llmos.protocol.messages import Message, Welcome
 
 M = TypeVar("M")
 _MOST_ANSWERED = 256
+_FIND_LOST_EVERY_S = 0.5
 
 
 class Listener(Generic[M]):
@@ -38,6 +39,7 @@ class Listener(Generic[M]):
     ) -> None:
         self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
         self.core.find_lost = self._find_lost
+        self._find_lost_at = 0.0
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         options.configure(self.socket, max_bytes=schema.max_bytes)
         options.bind(self.socket, run_dir, name)
@@ -84,8 +86,11 @@ class Listener(Generic[M]):
         return True
 
     def _find_lost(self) -> None:
-        """ZeroMQ does not say who left, but it can not send to them."""
-        core = self.core
+        """ZeroMQ does not say who left, but it can not send to them. The others hear a Welcome, not too often."""
+        core, now = self.core, time.monotonic()
+        if now < self._find_lost_at:
+            return
+        self._find_lost_at = now + _FIND_LOST_EVERY_S
         welcome = encode(handshake.welcome(core.name, core.incarnation))
         for peer in list(core.peers.values()):
             before = core.counters.unroutable

@@ -8,6 +8,7 @@ without a time limit. A child that dies while the daemon serves is reaped, repor
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Any
 
@@ -48,6 +49,10 @@ _STATE_AFTER = {
     Action.RESTART: ServiceState.BACKOFF,
     Action.GIVE_UP: ServiceState.FATAL,
 }
+_POLICY = RestartPolicy()
+# What strangers can reach is never given up: it is they who would decide that.
+_PATIENT = RestartPolicy(longest_pause_s=5.0, most_in_a_row=sys.maxsize)
+_POLICIES = {"gateway": _PATIENT, "tokenizer": _PATIENT}
 _ROLES = frozenset({"microkernel", "executor", "tokenizer", "storage", "gateway"})
 _IDLE_TURN_S = 1.0  # also how often uptimes are reported
 _LONG_WORK = 12  # times the usual patience with one that announced long work
@@ -83,7 +88,6 @@ class Supervisor:
         self.services = {service.name: service for stage in self._stages for service in stage}
         schema: Schema[Any] = Schema(ToSupervisor)
         self._listener: Listener[Any] = Listener(run_dir, "supervisor", schema, _ROLES)
-        self._policy = RestartPolicy()
         self._starting = True
         self._turned_at = 0.0
         self._drain: Drain | None = None
@@ -290,13 +294,14 @@ class Supervisor:
 
     def _on_exit(self, service: Service) -> None:
         now, pid = time.monotonic(), service.pid
+        policy = _POLICY if self._starting else _POLICIES.get(service.spec.role, _POLICY)
         if service.state is not ServiceState.STOPPING:
-            service.count_death(self._policy.stable_s, now)
+            service.count_death(policy.stable_s, now)
         hopeless = service.failure is not None and _exit_code(service.failure) == EXIT_CONFIG
         deaths = service.deaths_in_a_row
         action = on_exit(
             service.state,
-            self._policy,
+            policy,
             deaths,
             starting_up=self._starting,
             hopeless=hopeless,
@@ -328,7 +333,7 @@ class Supervisor:
             restart = action is Action.RESTART
             self._link.down(ServiceDown(service.spec.role, service.name, pid, replaced=restart))
             if restart:
-                pause = self._policy.pause_s(service.deaths_in_a_row)
+                pause = policy.pause_s(service.deaths_in_a_row)
                 service.wait_for_restart(now + pause)
                 log.error("%s (pid %d) is down: %s; starting it again in %g s", service.name, pid, ending, pause)
             else:

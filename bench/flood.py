@@ -1,0 +1,97 @@
+"""Crowds and greedy clients against a private llmosd, while two innocent clients stream beside them.
+
+    python bench/flood.py                                      # all scenarios, at full size
+    python bench/flood.py --scenario multipart --scale 0.5
+
+Scenarios: connections (5,000 that finish ZeroMQ's handshake), half-open (5,000 that do not), multipart (an unfinished message of 1 GiB),
+descriptors (a gateway that may open 64 files).
+
+Exit code 0: nobody died but, where its memory or descriptors are at an end, the gateway, which was back within a second; its memory
+stayed within its limit; the innocent clients got every token, if need be from the next gateway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common import machine, versions
+from hostile.neighbour import Neighbour
+from hostile.scenarios import MAY_DIE, SCENARIOS
+from hostile.target import Target
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    facts = {"machine": machine(), "versions": versions(), "command": shlex.join(["python", *sys.argv])}
+    rows = []
+    for name in arguments.scenario or SCENARIOS:
+        rows.append(run(name, arguments))
+        print(json.dumps(rows[-1]), flush=True)
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    return 0 if all(row["good"] for row in rows) else 1
+
+
+def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    started = time.monotonic()
+    with Target(more=f"[gateway]\nmemory_mib = {arguments.gateway_mib}\n") as target:
+        with (
+            Neighbour(target.run_dir, tokens=arguments.tokens) as one,
+            Neighbour(target.run_dir, tokens=arguments.tokens, first_seed=10**6) as other,
+        ):
+            facts = SCENARIOS[name](target, arguments.scale)
+        deaths, memory = target.deaths(), target.memory()
+        log = target.log.read_text().splitlines()
+    good = set(deaths) <= MAY_DIE.get(name, set()) and not (one.failures or other.failures)
+    good = (
+        good
+        and facts["gateway_mib"] <= arguments.gateway_mib
+        and (facts.get("back_s") or 0.0) <= arguments.back_seconds
+    )
+    good = (
+        good
+        and min(one.streams, other.streams) > 0
+        and all(value for key, value in facts.items() if key.endswith("_ok"))
+    )
+    if not good:
+        print("\n".join(log[-arguments.log_lines :]), file=sys.stderr)
+    return {
+        "scenario": name, "good": good, **facts, "deaths": deaths, "memory_mib": memory,
+        "innocent_streams": one.streams + other.streams, "innocent_failures": one.failures + other.failures,
+        "innocent_longest_pause_s": round(max(one.longest_pause_s, other.longest_pause_s), 2),
+        "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--scenario", action="append", choices=SCENARIOS, help="may be given several times (default: all)")
+    add("--scale", type=float, default=1.0, help="of the crowd (default %(default)s)")
+    add("--tokens", type=int, default=200, help="of each stream of an innocent client (default %(default)s)")
+    add("--gateway-mib", type=int, default=512, help="gateway.memory_mib (default %(default)s)")
+    add(
+        "--back-seconds",
+        type=float,
+        default=1.0,
+        help="within which a gateway that died must be back (default %(default)s)",
+    )
+    add(
+        "--log-lines",
+        type=int,
+        default=60,
+        help="of llmosd's log that are printed after a failure (default %(default)s)",
+    )
+    add("--out", type=Path, metavar="FILE", help="write the result as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
