@@ -2,7 +2,8 @@
 
 Decoding is done at once, on the event loop: it is what streams wait for. Encoding of anything long runs in a few
 threads, outside the interpreter lock, so that a 4 MiB prompt does not hold up a step; answers carry `req` and may
-overtake each other.
+overtake each other. A thread can not be stopped: one that takes longer than its text may (`time_limit`) ends the process, and the gateway
+finds out which text it was. One that needs more memory than there is is refused.
 
 Streams belong to one greeting of one gateway (`Peer.serial`): when a gateway of the same name greets anew, its old
 streams are dropped. A stream that can not be opened or is unknown is answered by an `Error` whose `req` is the stream
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -56,6 +58,9 @@ ROLES = frozenset({"gateway"})
 _ENCODE_THREADS = 2
 _INLINE_BYTES = 2048  # encoding this much takes about a millisecond; a thread would cost more
 _MAX_ENDED = 4096  # closed streams remembered per gateway
+_LEAST_TIME_S, _TIME_PER_MIB_S = 2.0, 7.0  # several times what a slow box needs
+EXIT_TOO_LATE = 70
+TROUBLE_VARIABLE = "LLMOS_FAKE_TEXT_TROUBLE"
 
 
 @dataclass(slots=True)
@@ -86,6 +91,8 @@ class TextService:
         self._threads = ThreadPoolExecutor(_ENCODE_THREADS, thread_name_prefix="encode")
         self._tasks: set[asyncio.Task[None]] = set()
         self.served = 0
+        self.is_broken = asyncio.Event()  # by a bug that nobody could be told of
+        self.bug: BaseException | None = None
 
     def handle(self, peer: Peer, message: Any) -> None:
         """Serve one message of a gateway; must run on the event loop."""
@@ -173,17 +180,50 @@ class TextService:
         except LlmosError as error:
             self._send(peer, error_message(error, message.req))
             return
-        task = asyncio.get_running_loop().create_task(self._encode_long(peer, model, message))
+        task = asyncio.get_running_loop().create_task(self._encode_long(peer, model, message, size))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
 
-    async def _encode_long(self, peer: Peer, model: ServedModel, message: Encode) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            self.bug = bug
+            self.is_broken.set()
+
+    async def _encode_long(self, peer: Peer, model: ServedModel, message: Encode, size: int) -> None:
+        loop = asyncio.get_running_loop()
+        alarm = asyncio.Event()  # the thread has begun: from now on its time counts
+
+        def work() -> Encoded:
+            loop.call_soon_threadsafe(alarm.set)
+            return encode(model, message)
+
+        watch = loop.create_task(_watch(alarm, size))
         answer: Message
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._threads, encode, model, message)
+            answer = await loop.run_in_executor(self._threads, work)
         except LlmosError as error:
             answer = error_message(error, message.req)
+        except MemoryError:
+            text = f"no memory to encode {size} bytes (tokenizer.memory_mib)"
+            answer = error_message(InvalidRequest(text, field="text"), message.req)
+        finally:
+            watch.cancel()
         self._send(peer, answer)
+
+
+def time_limit(size: int) -> float:
+    """Seconds that the encoding of so many bytes may take."""
+    return _LEAST_TIME_S + size / 2**20 * _TIME_PER_MIB_S
+
+
+async def _watch(alarm: asyncio.Event, size: int) -> None:
+    """End the process if an encoding does not come to its end."""
+    await alarm.wait()
+    await asyncio.sleep(time_limit(size))
+    log.error("encoding %d bytes takes longer than %.1f s: giving up", size, time_limit(size))
+    logging.shutdown()
+    os._exit(EXIT_TOO_LATE)
 
 
 def check_encode(message: Encode) -> int:
@@ -211,6 +251,8 @@ def check_stops(stops: tuple[str, ...]) -> None:
 
 def encode(model: ServedModel, message: Encode) -> Encoded:
     """The answer to a request that passed `check_encode`. Thread-safe."""
+    if (trouble := os.environ.get(TROUBLE_VARIABLE)) is not None and message.text is not None:
+        _make_trouble(message.text, trouble)
     if message.text is not None:
         ids, source = model.encode_text(message.text, continues=message.continues), "text"
     else:
@@ -218,6 +260,16 @@ def encode(model: ServedModel, message: Encode) -> Encoded:
     if len(ids) > limits.MAX_PROMPT_TOKENS:
         raise ContextTooLong(f"{source}: {len(ids)} tokens, the limit is {limits.MAX_PROMPT_TOKENS}", field=source)
     return Encoded(message.req, pack_i32(ids), model.pieces(ids) if message.pieces else ())
+
+
+def _make_trouble(text: str, word: str) -> None:
+    """For tests: what a tokenizer may do that meets the wrong text."""
+    if f"{word} hang" in text:
+        threading.Event().wait()
+    if f"{word} bomb" in text:
+        hoard: list[bytes] = []
+        while True:
+            hoard.append(bytes(1 << 24))
 
 
 def load_models(config: Config) -> ModelTable:
@@ -242,16 +294,18 @@ async def run(context: ServiceContext, lifeline: AsyncLifeline) -> None:
     service = TextService(models, listener.send, listener.core.forget)
     listener.core.on_greet = service.greeted
     reader = asyncio.create_task(_read(listener, service))
-    stop = asyncio.create_task(lifeline.stop.wait())
+    waits = (reader, asyncio.create_task(lifeline.stop.wait()), asyncio.create_task(service.is_broken.wait()))
     lifeline.ready(models.describe())
     try:
-        await asyncio.wait((reader, stop), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if service.bug is not None:
+            raise service.bug
         if reader.done():
             reader.result()  # a bug in the loop ends the process
     finally:
-        for task in (reader, stop):
+        for task in waits:
             task.cancel()
-        await asyncio.gather(reader, stop, return_exceptions=True)
+        await asyncio.gather(*waits, return_exceptions=True)
         await service.close()
         listener.close()
 
