@@ -21,6 +21,14 @@ def check_prompt(tokens: array[int], vocab_size: int, field: str = "prompt") -> 
         raise InvalidRequest(f"{field}: token ids outside [0, {vocab_size})", field=field)
 
 
+def check_names(owner: str, client_request_id: str | None) -> None:
+    """What a sequence is remembered by."""
+    checks.check_tenant(owner)
+    if client_request_id is not None and len(client_request_id) > limits.MAX_REQUEST_ID_CHARS:
+        text = f"client_request_id: {len(client_request_id)} characters, the limit is {limits.MAX_REQUEST_ID_CHARS}"
+        raise InvalidRequest(text, field="client_request_id")
+
+
 def check_params(params: SamplingParams) -> None:
     """Raise `InvalidRequest` if a field is out of range or was left for the gateway to fill in."""
     params.check()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from llmos.errors import ProtocolError, VersionMismatch, from_code
+from llmos.protocol import limits
 from llmos.protocol.codec import PROTOCOL_VERSION, SCHEMA_HASH
 from llmos.protocol.messages import Error, Hello, Message, Welcome
 
@@ -18,7 +19,12 @@ def hello(role: str, name: str) -> Hello:
 
 
 def check_hello(message: Hello, roles: frozenset[str]) -> None:
-    """Raise `VersionMismatch` or `ProtocolError` if the peer may not talk on this port."""
+    """Raise `VersionMismatch` or `ProtocolError` if the peer may not talk on this port. What it says of itself is kept, and shown."""
+    for field in ("role", "name", "schema_hash"):
+        if (size := len(getattr(message, field))) > limits.MAX_PEER_NAME_CHARS:
+            raise ProtocolError(f"{field}: {size} characters, the limit is {limits.MAX_PEER_NAME_CHARS}", field=field)
+    if not 0 <= message.pid < 2**31:
+        raise ProtocolError(f"pid: {message.pid} is outside [0, {2**31 - 1}]", field="pid")
     _check_version(message.protocol, message.schema_hash, f"{message.role} {message.name}")
     if message.role not in roles:
         raise ProtocolError(

@@ -53,6 +53,7 @@ from llmos.services.gateway.owners import Asker, is_administrator, owner_name
 from llmos.services.gateway.readers import Readers
 from llmos.services.gateway.requests import ASKING, Granted, Outbox, Request, RequestState
 from llmos.services.gateway.streams import Stream
+from llmos.services.gateway.validate import check_req
 
 log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 30.0  # for Encode and for each question to the microkernel, with their restarts
@@ -128,8 +129,9 @@ class Router:
 
     def _enter(self, client: ClientState[int], message: Any, now: float, out: Outbox) -> None:
         """Begin a request; raises the typed refusal."""
-        if message.req <= 0 or message.req in client.requests:
-            raise InvalidRequest(f"req: {message.req} is in use or not positive", field="req")
+        check_req(message.req)
+        if message.req in client.requests:
+            raise InvalidRequest(f"req: {message.req} is in use", field="req")
         if len(client.requests) >= self._max_in_flight:
             raise Overloaded(f"{len(client.requests)} requests of this client are in flight, the limit")
         if self.waiting_bytes > MAX_WAITING_BYTES:

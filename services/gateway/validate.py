@@ -108,8 +108,15 @@ def check_tokenize(message: Tokenize, models: Mapping[str, ModelInfo]) -> ModelI
     return info
 
 
+def check_req(req: int) -> None:
+    """The client's own number for a request."""
+    if not 0 < req < _TOO_LARGE:
+        raise InvalidRequest(f"req: {req} is outside [1, {_TOO_LARGE - 1}]", field="req")
+
+
 def check_control(request: ControlVerb, is_administrator: bool) -> None:
     """Values and rights of a control verb; whose sequences it may touch the microkernel decides by `owner`."""
+    check_req(request.req)
     if isinstance(request, Kill):
         _check_kill(request)
     elif (rid := getattr(request, "rid", None)) is not None:
@@ -130,8 +137,12 @@ def check_control(request: ControlVerb, is_administrator: bool) -> None:
             raise PermissionRefused("tenants are changed by administrators only", field="tenant")
     elif isinstance(request, RecordWrite) and not is_administrator:
         raise PermissionRefused("the flight recorder is for administrators only")
-    elif isinstance(request, RestartService) and not is_administrator:
-        raise PermissionRefused("services are restarted by administrators only")
+    elif isinstance(request, RestartService):
+        if not is_administrator:
+            raise PermissionRefused("services are restarted by administrators only")
+        if not 0 < len(request.name) <= limits.MAX_SERVICE_NAME_CHARS:
+            text = f"name: {len(request.name)} characters, allowed are 1 to {limits.MAX_SERVICE_NAME_CHARS}"
+            raise InvalidRequest(text, field="name")
 
 
 def find_model(name: str | None, models: Mapping[str, ModelInfo]) -> ModelInfo:
