@@ -37,7 +37,6 @@ from llmos.protocol.messages import (
 from llmos.services.base import ServiceContext
 from llmos.services.gateway.clients import ClientTable
 from llmos.services.gateway.control import ControlRelay
-from llmos.services.gateway.intake import MADE_UP
 from llmos.services.gateway.links import Link
 from llmos.services.gateway.owners import Asker, is_administrator, owner_name
 from llmos.services.gateway.router import Router
@@ -91,7 +90,9 @@ class Gateway:
             on_up=lambda: self._relay.on_kernel_up(time.monotonic()),
             on_down=lambda: self._relay.on_kernel_down(time.monotonic()),
         )
-        self.router = Router(self._text.send, self._kernel.send, max_in_flight, f"{MADE_UP}gw-{secrets.token_hex(8)}-")
+        self.router = Router(
+            self._text.send, self._kernel.send, max_in_flight, f"{limits.MADE_UP_REQUEST_ID}gw-{secrets.token_hex(8)}-"
+        )
         self._relay = ControlRelay(self._control.send, self._reply_control, max_in_flight)
         self._has_models = asyncio.Event()
 
