@@ -4,7 +4,8 @@
     python bench/flood.py --scenario multipart --scale 0.5
 
 Scenarios: connections (5,000 that finish ZeroMQ's handshake), half-open (5,000 that do not), multipart (an unfinished message of 1 GiB),
-descriptors (a gateway that may open 64 files).
+descriptors (a gateway that may open 64 files), unread (16 clients that stop reading beside 16 that read), overload (ten times as many
+requests as there is room for), texts (one that the tokenizer never ends with, one that takes all its memory).
 
 Exit code 0: nobody died but, where its memory or descriptors are at an end, the gateway, which was back within a second; its memory
 stayed within its limit; the innocent clients got every token, if need be from the next gateway.
@@ -22,7 +23,7 @@ from typing import Any
 
 from common import machine, versions
 from hostile.neighbour import Neighbour
-from hostile.scenarios import MAY_DIE, SCENARIOS
+from hostile.scenarios import MAY_DIE, OPTIONS, SCENARIOS
 from hostile.target import Target
 
 
@@ -41,7 +42,9 @@ def main() -> int:
 
 def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
-    with Target(more=f"[gateway]\nmemory_mib = {arguments.gateway_mib}\n") as target:
+    options = dict(OPTIONS.get(name, {}))
+    more = f"[gateway]\nmemory_mib = {arguments.gateway_mib}\n" + options.pop("more", "")
+    with Target(more=more, **options) as target:
         with (
             Neighbour(target.run_dir, tokens=arguments.tokens) as one,
             Neighbour(target.run_dir, tokens=arguments.tokens, first_seed=10**6) as other,

@@ -25,12 +25,18 @@ from llmos.codes import ErrorCode
 
 
 class LlmosError(Exception):
-    """Base class. `code` goes on the wire; `field` names the offending request field, if there is one."""
+    """Base class. `code` goes on the wire; `field` names the offending request field, if there is one.
+
+    `retry_after_s`: a guess when the same request may be accepted, where one can be made.
+    """
 
     code: ErrorCode = ErrorCode.INTERNAL
 
-    def __init__(self, message: str, *, field: str | None = None, rid: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, field: str | None = None, rid: int | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
+        self.retry_after_s = retry_after_s
         self.message = message
         self.field = field
         self.rid = rid
@@ -99,6 +105,14 @@ def _classes(root: type[LlmosError]) -> list[type[LlmosError]]:
 _BY_CODE: dict[int, type[LlmosError]] = {cls.code: cls for cls in _classes(LlmosError)}
 
 
-def from_code(code: int, message: str, *, field: str | None = None, rid: int | None = None) -> LlmosError:
+def from_code(
+    code: int,
+    message: str,
+    *,
+    field: str | None = None,
+    rid: int | None = None,
+    retry_after_ms: float | None = None,
+) -> LlmosError:
     """Rebuild the typed error of a wire code; an unknown code becomes the base class."""
-    return _BY_CODE.get(code, LlmosError)(message, field=field, rid=rid)
+    retry_after_s = None if retry_after_ms is None else retry_after_ms / 1e3
+    return _BY_CODE.get(code, LlmosError)(message, field=field, rid=rid, retry_after_s=retry_after_s)

@@ -41,9 +41,10 @@ class Stuck(Exception):
 class Wire:
     """A connection that can be broken in every way. Replies are kept, the newest ones, decoded if they can be."""
 
-    def __init__(self, target: Target, port: str, answers: Any) -> None:
+    def __init__(self, target: Target, port: str, answers: Any, *, receive_mark: int = 0) -> None:
         self.port = port
-        self.replies: deque[Any] = deque(maxlen=4096)
+        self._receive_mark = receive_mark
+        self.replies: deque[Any] = deque(maxlen=100_000)
         self._path = target.run_dir / f"{port}.sock"
         self._schema: Schema[Any] = Schema(answers)
         self._context = zmq.Context()
@@ -54,6 +55,9 @@ class Wire:
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.SNDHWM, 500)
+        if self._receive_mark:
+            self.socket.setsockopt(zmq.RCVHWM, self._receive_mark)
+            self.socket.setsockopt(zmq.RCVBUF, 4096)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.connect(f"ipc://{self._path}")
 
@@ -84,6 +88,11 @@ class Wire:
                     raise Stuck(f"{self.port}: does not read") from None
             else:
                 return
+
+    def wait(self, timeout_ms: int) -> None:
+        """For something to come, then as `drain`."""
+        self.socket.poll(timeout_ms)
+        self.drain()
 
     def drain(self) -> None:
         with contextlib.suppress(zmq.Again):

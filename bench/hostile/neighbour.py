@@ -9,7 +9,7 @@ from types import TracebackType
 
 from hostile.target import vocab_size
 from llmos import Client
-from llmos.errors import LlmosError
+from llmos.errors import LlmosError, Overloaded
 from llmos.services.executor.fake import fake_token
 
 
@@ -17,11 +17,11 @@ class Neighbour:
     """`with Neighbour(run_dir) as neighbour:` streams from a thread until the block ends; a stream that has begun is finished."""
 
     def __init__(self, run_dir: Path, *, tokens: int = 200, first_seed: int = 1) -> None:
-        self.streams = 0
+        self.streams = self.tokens = self.refusals = 0
         self.failures: list[str] = []
         self.longest_pause_s = 0.0
         self._run_dir = run_dir
-        self._tokens = tokens
+        self._length = tokens
         self._seed = first_seed
         self._vocab = vocab_size()
         self._stop = threading.Event()
@@ -43,6 +43,11 @@ class Neighbour:
                 self._seed += 1
                 try:
                     self._stream(client, self._seed)
+                except Overloaded as error:
+                    if error.retry_after_s is None:
+                        self.failures.append(f"seed {self._seed}: refused without a hint: {error}")
+                    self.refusals += 1
+                    self._stop.wait(error.retry_after_s or 0.2)
                 except LlmosError as error:
                     self.failures.append(f"seed {self._seed}: {type(error).__name__}: {error}")
                     self._stop.wait(0.2)
@@ -52,14 +57,15 @@ class Neighbour:
         ids: list[int] = []
         last = time.monotonic()
         with client.generate(
-            prompt, model="demo", seed=seed, max_tokens=self._tokens, ignore_eos=True, nice=-20, stream=True
+            prompt, model="demo", seed=seed, max_tokens=self._length, ignore_eos=True, nice=-20, stream=True
         ) as stream:
             for chunk in stream:
                 now = time.monotonic()
                 self.longest_pause_s = max(self.longest_pause_s, now - last)
                 last = now
                 ids += chunk.token_ids
-        right = [fake_token(seed, len(prompt) + place, self._vocab) for place in range(self._tokens)]
+                self.tokens += len(chunk.token_ids)
+        right = [fake_token(seed, len(prompt) + place, self._vocab) for place in range(self._length)]
         if ids != right:
             self.failures.append(
                 f"seed {seed}: {len(ids)} tokens, not the {len(right)} right ones ({stream.completion.finish_reason})"

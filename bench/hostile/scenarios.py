@@ -13,12 +13,18 @@ from typing import Any
 import psutil
 import zmq
 
-from hostile.attackers import GREETING
-from hostile.target import Target
+from hostile.attackers import GREETING, Wire
+from hostile.neighbour import Neighbour
+from hostile.target import Target, vocab_size
 from llmos import Client
+from llmos.codes import ErrorCode
 from llmos.errors import LlmosError
 from llmos.protocol import handshake
-from llmos.protocol.codec import encode
+from llmos.protocol import messages as m
+from llmos.protocol.codec import encode, pack_i32
+from llmos.protocol.params import SamplingParams
+from llmos.services.executor.fake import fake_token
+from llmos.services.tokenizer.service import TROUBLE_VARIABLE
 
 READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 Facts = dict[str, Any]
@@ -118,11 +124,6 @@ def descriptors(target: Target, scale: float) -> Facts:
     return {"back_s": back, **_gateway(target)}
 
 
-SCENARIOS: dict[str, Callable[[Target, float], Facts]] = {
-    "connections": connections, "half-open": half_open, "multipart": multipart, "descriptors": descriptors,
-}  # fmt: skip
-
-
 def _connect(target: Target) -> socket.socket:
     """A unix connection to the client port, as soon as there is room among those that wait to be accepted."""
     deadline = time.monotonic() + 10.0
@@ -172,4 +173,151 @@ def _back_s(target: Target, old: int) -> float:
     return round(time.monotonic() - died, 2)
 
 
-MAY_DIE = {"multipart": {"gateway"}, "descriptors": {"gateway"}}
+# ---------------------------------------------------------------- clients that do not read, too many requests, texts that kill
+
+
+def unread(target: Target, scale: float) -> Facts:
+    """16 clients stop reading, 16 read. Then the 16 read after all, and get everything."""
+    count, tokens = max(2, int(16 * scale)), UNREAD_TOKENS
+    vocab = vocab_size()
+    slow = [Wire(target, "client", m.GatewayToClient, receive_mark=1) for _ in range(count)]
+    readers = [Neighbour(target.run_dir, first_seed=2_000_000 + 1000 * number) for number in range(count)]
+    with contextlib.ExitStack() as stack:
+        for reader in readers:
+            stack.enter_context(reader)
+        before = _tokens_per_s(readers)
+        kernel_mib = target.mib("microkernel")
+        for number, wire in enumerate(slow):
+            wire.greet("client", "slow")
+            params = SamplingParams(seed=number, max_tokens=tokens, ignore_eos=True)
+            wire.send(encode(m.Generate(1, "demo", None, pack_i32([1, 2, 3]), None, params)))
+        with Client(target.run_dir) as client:
+            deadline = time.monotonic() + 60.0
+            while time.monotonic() < deadline and not _are_stalled(client, count):
+                time.sleep(0.2)
+            stalled = _are_stalled(client, count)
+        beside = _tokens_per_s(readers)
+        kernel_grown, gateway_mib = target.mib("microkernel") - kernel_mib, target.mib("gateway")
+    wrong = sum(
+        _read_late(wire) != [fake_token(number, 3 + place, vocab) for place in range(tokens)]
+        for number, wire in enumerate(slow)
+    )
+    for wire in slow:
+        wire.close()
+    failures = [failure for reader in readers for failure in reader.failures]
+    return {
+        "slow": count, "stalled_ok": stalled, "tokens_per_s": [round(before), round(beside)], "unaffected_ok": beside > 0.7 * before,
+        "kernel_grown_mib": round(kernel_grown, 1), "kernel_ok": kernel_grown <= 10, "unread_gateway_mib": round(gateway_mib),
+        "slow_wrong": wrong, "slow_ok": wrong == 0, "reader_failures": failures, "readers_ok": not failures, **_gateway(target),
+    }  # fmt: skip
+
+
+def overload(target: Target, scale: float) -> Facts:
+    """Ten times as many requests as there is room for, at once: so many are accepted as fit, and end right; the others are told at once."""
+    count, tokens = int(10 * ROOM * scale), 30
+    vocab = vocab_size()
+    wire = Wire(target, "client", m.GatewayToClient)
+    wire.greet("client", "crowd")
+    params = SamplingParams(seed=1, max_tokens=tokens, ignore_eos=True)
+    sent: dict[int, float] = {}
+    refused: dict[int, float] = {}
+    accepted: set[int] = set()
+    ids: dict[int, list[int]] = {}
+    ended = 0
+    untyped = 0
+    deadline = time.monotonic() + 120.0
+    number = 0
+    while (
+        number < count or ended < len(accepted) or len(accepted) + len(refused) < count
+    ) and time.monotonic() < deadline:
+        if number < count:
+            number += 1
+            sent[number] = time.monotonic()
+            wire.send(encode(m.Generate(number, "demo", None, pack_i32([1, 2, 3]), None, params)))
+        wire.drain() if number < count else wire.wait(100)
+        while wire.replies:
+            reply = wire.replies.popleft()
+            if isinstance(reply, m.Accepted):
+                accepted.add(reply.req)
+                ids[reply.req] = []
+            elif isinstance(reply, m.Tokens):
+                ids[reply.req] += reply.ids
+            elif isinstance(reply, m.Finished):
+                ended += 1
+            elif isinstance(reply, m.Error):
+                refused[reply.req] = time.monotonic() - sent[reply.req]
+                untyped += reply.code != ErrorCode.OVERLOADED or not (reply.retry_after_ms or 0) >= 100
+    wire.close()
+    right = [fake_token(1, 3 + place, vocab) for place in range(tokens)]
+    wrong = sum(ids[req] != right for req in accepted)
+    waits = sorted(refused.values()) or [0.0]
+    return {
+        "asked": count, "accepted": len(accepted), "refused": len(refused), "wrong": wrong, "untyped": untyped,
+        "refusal_p50_ms": round(1e3 * waits[len(waits) // 2], 1),
+        "refusal_p99_ms": round(1e3 * waits[int(0.99 * len(waits))], 1),
+        "accepted_ok": ended == len(accepted) >= ROOM - 4 and wrong == 0,
+        "refused_ok": len(refused) == count - len(accepted) > 0 == untyped,
+        **_gateway(target),
+    }  # fmt: skip
+
+
+def texts(target: Target, scale: float) -> Facts:
+    """A text that the tokenizer can not end with, and one that takes all its memory: each fails alone."""
+    filler = " and so on" * 300
+    facts: Facts = {}
+    with Client(target.run_dir) as client:
+        for kind in ("bomb", "hang"):
+            started = time.monotonic()
+            try:
+                client.generate(f"{TROUBLE} {kind}{filler}", model="demo", max_tokens=5)
+                facts[f"{kind}_error"] = None
+            except LlmosError as error:
+                facts[f"{kind}_error"] = f"{type(error).__name__}: {error.message}"
+            facts[f"{kind}_ok"] = facts[f"{kind}_error"] is not None
+            facts[f"{kind}_s"] = round(time.monotonic() - started, 1)
+        facts["after_ok"] = (
+            len(client.generate("hello" + filler, model="demo", max_tokens=5, ignore_eos=True).token_ids) == 5
+        )
+    return {**facts, "tokenizer_mib": target.memory()["tokenizer"][1], **_gateway(target)}
+
+
+def _tokens_per_s(readers: list[Neighbour], seconds: float = 2.0) -> float:
+    before, started = sum(reader.tokens for reader in readers), time.monotonic()
+    time.sleep(seconds)  # the measurement itself
+    return (sum(reader.tokens for reader in readers) - before) / (time.monotonic() - started)
+
+
+def _are_stalled(client: Client, count: int) -> bool:
+    """Have all that nobody reads come to the end of their window?"""
+    rows = [row for row in client.ps() if row.max_tokens == UNREAD_TOKENS]
+    return len(rows) == count and all(row.output_tokens >= WINDOW for row in rows)
+
+
+def _read_late(wire: Wire) -> list[int]:
+    ids: list[int] = []
+    wire.drain()
+    while True:
+        while wire.replies:
+            reply = wire.replies.popleft()
+            if isinstance(reply, m.Finished):
+                return ids
+            if isinstance(reply, m.Tokens):
+                assert reply.offset == len(ids), (reply.offset, len(ids))
+                ids += reply.ids
+        wire.send(encode(m.Ack(1, len(ids))))
+        wire.wait(20_000)
+
+
+WINDOW, UNREAD_TOKENS = 512, 1500
+ROOM = 80  # rows and places in the queue that `CONFIGS` gives
+TROUBLE = "trouble"
+SCENARIOS: dict[str, Callable[[Target, float], Facts]] = {
+    "connections": connections, "half-open": half_open, "multipart": multipart, "descriptors": descriptors, "unread": unread,
+    "overload": overload, "texts": texts,
+}  # fmt: skip
+MAY_DIE = {"multipart": {"gateway"}, "descriptors": {"gateway"}, "texts": {"tokenizer"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "unread": {"microkernel": f"client_window_tokens = {WINDOW}"},
+    "overload": {"microkernel": "max_rows = 16\nmax_waiting = 64"},
+    "texts": {"environment": {TROUBLE_VARIABLE: TROUBLE}, "more": "\n[tokenizer]\nmemory_mib = 512\n"},
+}

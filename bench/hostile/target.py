@@ -166,6 +166,10 @@ class Target:
         """MiB of each service: when it was first seen, and at most."""
         return {name: (round(seen.first_mib), round(seen.most_mib)) for name, seen in self.services.items()}
 
+    def mib(self, name: str) -> float:
+        """Of this service now."""
+        return float(self.children()[name].memory_info().rss) / 2**20
+
     def log_lines(self) -> int:
         return self.log.read_bytes().count(b"\n")
 

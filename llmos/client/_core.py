@@ -180,4 +180,6 @@ class AckCounter:
 
 def typed(message: Error) -> LlmosError:
     """The exception that a wire error stands for."""
-    return from_code(message.code, message.message, field=message.field, rid=message.rid)
+    return from_code(
+        message.code, message.message, field=message.field, rid=message.rid, retry_after_ms=message.retry_after_ms
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 
 from llmos.errors import ContextTooLong, InvalidRequest, Overloaded
+from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.tenants import Tenant
 from llmos.protocol import checks, limits
 from llmos.protocol.messages import ExecutorReady
@@ -62,15 +63,16 @@ def _capacity(executor: ExecutorReady, num_pages: int) -> int:
     return min(executor.max_context, num_pages * executor.page_size)
 
 
-def check_queue(waiting: int, limit: int, more: int = 1) -> None:
-    if waiting + more > limit:
-        raise Overloaded(f"{waiting} sequences are waiting, the limit is {limit}")
-
-
-def check_tenant_queue(tenant: Tenant, more: int = 1) -> None:
+def check_queues(scheduler: Scheduler, max_waiting: int, tenant: Tenant, more: int = 1) -> None:
+    """Raise `Overloaded`, with a guess when there may be room, if the model's or the tenant's queue has no room for so many `more`."""
+    waiting = len(scheduler.queue)
+    if waiting + more > max_waiting:
+        text = f"{waiting} sequences are waiting, the limit is {max_waiting}"
+        raise Overloaded(text, retry_after_s=scheduler.next_end_s())
     limit = tenant.limits.max_waiting
     if tenant.waiting + more > limit:
-        raise Overloaded(f"{tenant.waiting} sequences of {tenant.name} are waiting, the limit is {limit}")
+        text = f"{tenant.waiting} sequences of {tenant.name} are waiting, the limit is {limit}"
+        raise Overloaded(text, retry_after_s=scheduler.next_end_s())
 
 
 def check_deadline(deadline_ms: float | None, needed_s: float) -> None:

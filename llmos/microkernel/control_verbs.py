@@ -145,8 +145,7 @@ def fork(state: State, sender: Sender, message: m.Fork, now: float) -> None:
     parent, scheduler = state.live(message.rid, message.owner)
     tenant = state.lanes[parent.model].tenants.get(parent.owner)
     if parent.has_work:
-        admission.check_queue(len(scheduler.queue), state.limits.max_waiting, message.count)
-        admission.check_tenant_queue(tenant, message.count)
+        admission.check_queues(scheduler, state.limits.max_waiting, tenant, message.count)
     children = [_child(state, parent, now) for _ in range(message.count)]
     for child in children:
         state.enter_fork(child, parent, scheduler, now)

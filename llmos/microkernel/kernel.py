@@ -52,7 +52,9 @@ class Kernel:
             handler(self.state, sender, message, now)
         except LlmosError as error:
             req = getattr(message, "req", 0)
-            answer = m.Error(req, int(error.code), error.message, error.field, error.rid)
+            answer = m.Error(
+                req, int(error.code), error.message, error.field, error.rid, _milliseconds(error.retry_after_s)
+            )
             self.state.outbox.send(sender.peer, answer)
         return self._effects(now)
 
@@ -107,3 +109,7 @@ class Kernel:
             seq = state.sequences.get(rid)
             if seq is not None and seq.deadline == moment and seq.started_at is None and seq.generating:
                 state.end_output(seq, FinishReason.DEADLINE, now)
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3

@@ -34,6 +34,8 @@ from llmos.microkernel.trial import Trial
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import ExecutorReady, RowAdd, StepPlan
 
+_EARLIEST_RETRY_S, _LATEST_RETRY_S = 0.1, 30.0
+
 
 class Scheduler:
     """Plans steps over the residents of one executor generation."""
@@ -266,6 +268,12 @@ class Scheduler:
     def least_time(self, num_prompt: int, num_output: int) -> float:
         """Seconds that a sequence's steps alone take, as far as measured."""
         return (num_output + num_prompt // self.limits.max_step_tokens) * self.residents.costs.step_s
+
+    def next_end_s(self) -> float:
+        """A guess at when the next sequence ends, at the measured step time: seconds, neither at once nor in an hour."""
+        rows, order = self.rows, self.rows.order
+        left = int((rows.max_len[order] - rows.known[order]).min()) if len(order) else 0
+        return min(_LATEST_RETRY_S, max(_EARLIEST_RETRY_S, left * self.residents.costs.step_s))
 
     # ------------------------------------------------------------ results
 

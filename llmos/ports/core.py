@@ -120,7 +120,8 @@ class ListenerCore(Generic[M]):
 
 def error_message(error: LlmosError, req: int) -> Error:
     """A typed exception as its wire message."""
-    return Error(req, int(error.code), error.message, error.field, error.rid)
+    retry_after_ms = None if error.retry_after_s is None else error.retry_after_s * 1e3
+    return Error(req, int(error.code), error.message, error.field, error.rid, retry_after_ms)
 
 
 def peer_uid(address: str | None) -> int | None:

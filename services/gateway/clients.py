@@ -1,9 +1,9 @@
 """The clients of one listening socket: what each has in flight, and what could not be sent to it yet.
 
 A client that does not read fills its socket, then its backlog here; the microkernel's window of unacknowledged tokens
-bounds both, and `MAX_BACKLOG` bounds a client that cheats. ZeroMQ does not say when a client leaves, but a send to it
-fails: that ends it here, and `probe` sends something harmless (a Welcome) to all, after a connection was lost and now
-and then.
+bounds both, and `MAX_BACKLOG` and `MAX_BACKLOG_BYTES` bound a client that cheats, or asks on without reading answers.
+ZeroMQ does not say when a client leaves, but a send to it fails: that ends it here, and `probe` sends something
+harmless (a Welcome) to all, after a connection was lost and now and then.
 
 Invariants: per client, messages leave in the order in which they were given; none is dropped unless the client is gone.
 """
@@ -18,10 +18,12 @@ from typing import Any, Generic, TypeVar
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import Peer
 from llmos.protocol import handshake
+from llmos.protocol.codec import encode
 from llmos.protocol.messages import Message
 
 log = logging.getLogger(__name__)
 MAX_BACKLOG = 100_000  # messages
+MAX_BACKLOG_BYTES = 32 * 1024 * 1024  # more than one frame may have
 R = TypeVar("R")
 
 
@@ -32,6 +34,18 @@ class ClientState(Generic[R]):
         self.peer = peer
         self.requests: dict[int, R] = {}
         self.backlog: deque[Message] = deque()
+        self.sizes: deque[int] = deque()  # bytes of each
+        self.backlog_bytes = 0
+
+    def wait(self, message: Message, size: int) -> None:
+        self.backlog.append(message)
+        self.sizes.append(size)
+        self.backlog_bytes += size
+
+    def sent(self) -> None:
+        """The oldest one is."""
+        self.backlog.popleft()
+        self.backlog_bytes -= self.sizes.popleft()
 
 
 class ClientTable(Generic[R]):
@@ -55,10 +69,10 @@ class ClientTable(Generic[R]):
 
     def send(self, client: ClientState[R], message: Message) -> None:
         """Send now, or later if the client does not read."""
-        client.backlog.append(message)
-        if len(client.backlog) == 1:
-            self._drain(client)
-        elif len(client.backlog) > MAX_BACKLOG:
+        if not client.backlog and self._send(client, message):
+            return
+        client.wait(message, len(encode(message)))
+        if len(client.backlog) > MAX_BACKLOG or client.backlog_bytes > MAX_BACKLOG_BYTES:
             log.warning("client %r (pid %d) does not read: dropped", client.peer.name, client.peer.pid)
             self._forget(client)
 
@@ -81,17 +95,24 @@ class ClientTable(Generic[R]):
                     self._forget(client)
 
     def _drain(self, client: ClientState[R]) -> None:
+        while client.backlog and self._send(client, client.backlog[0]):
+            if client.backlog:
+                client.sent()
+
+    def _send(self, client: ClientState[R], message: Message) -> bool:
+        """Is it dealt with: is it on its way, or the client gone?"""
         counters = self.listener.core.counters
-        while client.backlog:
-            before = counters.unroutable
-            if not self.listener.send(client.peer, client.backlog[0]):
-                if counters.unroutable != before:
-                    self._forget(client)
-                return
-            client.backlog.popleft()
+        before = counters.unroutable
+        if self.listener.send(client.peer, message):
+            return True
+        if counters.unroutable == before:
+            return False
+        self._forget(client)
+        return True
 
     def _forget(self, client: ClientState[R]) -> None:
         client.backlog.clear()
+        client.sizes.clear()
         self.listener.core.forget(client.peer)
         if self._clients.pop(client.peer.routing_id, None) is not None:
             self._on_gone(client)

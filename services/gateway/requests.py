@@ -65,12 +65,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
 
+from msgspec import structs
+
 from llmos.errors import LlmosError
+from llmos.ports.core import error_message
 from llmos.protocol.messages import (
     DecodeItem,
     Encode,
     Encoded,
-    Error,
     Message,
     ModelInfo,
     SeqAccepted,
@@ -254,8 +256,8 @@ class Request(ABC):
         out.client.append((self.client, message))
 
     def _reply_error(self, error: LlmosError, out: Outbox) -> None:
-        rid = error.rid if error.rid is not None else self.rid or None
-        self._reply(Error(self.req, int(error.code), error.message, error.field, rid), out)
+        message = error_message(error, self.req)
+        self._reply(message if error.rid is not None else structs.replace(message, rid=self.rid or None), out)
 
     def _move(self, state: RequestState) -> None:
         assert state in TRANSITIONS[self.state], f"request {self.number}: {self.state} -> {state}"

@@ -368,4 +368,4 @@ def _entries(columns: bytes) -> Iterable[TokenEntry]:
 def _typed(message: Error) -> LlmosError:
     """A service's error in the caller's words: however the prompt was given, its name is `prompt`."""
     field = "prompt" if message.field in ("text", "messages", "tokens") else message.field
-    return from_code(message.code, message.message, field=field, rid=message.rid)
+    return from_code(message.code, message.message, field=field, rid=message.rid, retry_after_ms=message.retry_after_ms)

@@ -123,7 +123,8 @@ CHAT = Given(
      ((m.ChatMessage("a" * (PROMPT_BYTES + 1), ""),), False))
 )  # fmt: skip
 AFTER = Given(
-    (((), True), ((1,), True), ((RID,), True), (tuple(range(1, limits.MAX_AFTER + 1)), True), (tuple(range(1, limits.MAX_AFTER + 2)), False),
+    (((), True), ((1,), True), ((RID,), True), (tuple(range(1, limits.MAX_AFTER + 1)), True),
+     (tuple(range(1, limits.MAX_AFTER + 2)), False),
      ((0,), False), ((-1,), False), ((RID + 1,), False), ((1, 1), False), (("x",), False))
 )  # fmt: skip
 NICE = Number(limits.MIN_NICE, limits.MAX_NICE)

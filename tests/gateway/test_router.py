@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from router_world import World
 
 from llmos.codes import ErrorCode, FinishReason
@@ -192,3 +193,25 @@ def test_control_messages_on_the_wrong_socket_are_refused() -> None:
     world = World()
     world.client(b"a", m.StatusGet(9))
     assert world.errors() == [(9, ErrorCode.INVALID_REQUEST)]
+
+
+def test_a_client_that_reads_nothing_is_dropped_before_its_answers_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmos.services.gateway.clients.MAX_BACKLOG_BYTES", 10_000)
+    world = World()
+    world.client(b"a", m.Cancel(7))
+    world.listener.full.add(b"a")
+    client = world.table.find(b"a")
+    assert client is not None
+    answer = m.Error(1, 2, "x" * 1000)
+    for _ in range(9):
+        world.table.send(client, answer)
+    assert 9000 < client.backlog_bytes < 10_000
+    world.listener.full.clear()
+    world.table.flush()
+    assert (len(world.listener.sent[b"a"]), client.backlog_bytes) == (9, 0)
+    world.listener.full.add(b"a")
+    for _ in range(10):
+        world.table.send(client, answer)
+    assert world.table.find(b"a") is None

@@ -33,10 +33,12 @@ class Welcome(Message, tag=2, frozen=True):
 
 
 class Error(Message, tag=3, frozen=True):
-    """A typed failure. `req` is the request it answers (0 = none, e.g. an undecodable frame)."""
+    """A typed failure. `req` is the request it answers (0 = none, e.g. an undecodable frame). `retry_after_ms`: a guess when the same
+    may be accepted, where one can be made."""
 
     req: int
     code: int
     message: str
     field: str | None = None
     rid: int | None = None
+    retry_after_ms: float | None = None
