@@ -3,12 +3,19 @@
     python bench/flood.py                                      # all scenarios, at full size
     python bench/flood.py --scenario multipart --scale 0.5
 
-Scenarios: connections (5,000 that finish ZeroMQ's handshake), half-open (5,000 that do not), multipart (an unfinished message of 1 GiB),
-descriptors (a gateway that may open 64 files), unread (16 clients that stop reading beside 16 that read), overload (ten times as many
-requests as there is room for), texts (one that the tokenizer never ends with, one that takes all its memory).
+Scenarios:
+    connections   5,000 that finish ZeroMQ's handshake
+    half-open     5,000 that do not
+    multipart     an unfinished message of 1 GiB
+    descriptors   a gateway that may open 64 files only
+    unread        16 clients that stop reading beside 16 that read
+    overload      ten times as many requests as there is room for
+    texts         one that the tokenizer never ends with, one that takes all its memory
+    stopped       SIGSTOP to each service in turn
+    stuck         each service in turn is stuck in C with the interpreter's lock held
 
-Exit code 0: nobody died but, where its memory or descriptors are at an end, the gateway, which was back within a second; its memory
-stayed within its limit; the innocent clients got every token, if need be from the next gateway.
+Exit code 0: nobody died but who had to (the gateway where its memory or descriptors are at an end, and it was back within a second; the
+tokenizer of a bad text; what hung); the gateway's memory stayed within its limit; the innocent clients got every token.
 """
 
 from __future__ import annotations

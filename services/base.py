@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import faulthandler
 import logging
+import os
 import resource
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from llmos.ports.endpoint import RunDir
 from llmos.ports.lifeline import AsyncLifeline, Lifeline
 
 EXIT_FAILED = 72
+HANG_VARIABLE = "LLMOS_FAKE_HANG"  # set to 1 for tests: SIGUSR1 then makes a service hang
 _CONNECT_TIMEOUT_S = 10.0
 _DESCRIPTORS = 65_536  # a listener that runs out of them ends its process (libzmq)
 log = logging.getLogger(__name__)
@@ -116,10 +120,17 @@ def _start(role: str) -> _Start:
         setup_logging(name, config.daemon.log_level)
         context = ServiceContext(config, RunDir(options.run_dir), role, name, _find_model(config, options.model))
         _limit(config, role)
+        if os.environ.get(HANG_VARIABLE) == "1":
+            signal.signal(signal.SIGUSR1, _hang)
     except ConfigError as error:
         log.error("%s", error.message)
         sys.exit(EXIT_FAILED)
     return _Start(context, supervised=not options.no_supervisor)
+
+
+def _hang(*_: object) -> None:
+    """For tests: stuck in C with the interpreter's lock held; only the I/O thread of ZeroMQ goes on."""
+    ctypes.PyDLL(None).sleep(100_000)
 
 
 def _limit(config: Config, role: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +18,13 @@ from hostile.attackers import GREETING, Wire
 from hostile.neighbour import Neighbour
 from hostile.target import Target, vocab_size
 from llmos import Client
-from llmos.codes import ErrorCode
+from llmos.codes import ErrorCode, ServiceState
 from llmos.errors import LlmosError
 from llmos.protocol import handshake
 from llmos.protocol import messages as m
 from llmos.protocol.codec import encode, pack_i32
 from llmos.protocol.params import SamplingParams
+from llmos.services.base import HANG_VARIABLE
 from llmos.services.executor.fake import fake_token
 from llmos.services.tokenizer.service import TROUBLE_VARIABLE
 
@@ -281,6 +283,40 @@ def texts(target: Target, scale: float) -> Facts:
     return {**facts, "tokenizer_mib": target.memory()["tokenizer"][1], **_gateway(target)}
 
 
+def stopped(target: Target, scale: float) -> Facts:
+    """SIGSTOP to each service in turn."""
+    return _hang_all(target, signal.SIGSTOP)
+
+
+def stuck(target: Target, scale: float) -> Facts:
+    """Each service in turn is stuck in C with the interpreter's lock held: ZeroMQ's own thread goes on, the work loop does not."""
+    return _hang_all(target, signal.SIGUSR1)
+
+
+def _hang_all(target: Target, number: int) -> Facts:
+    facts: Facts = {}
+    for name in ("executor.demo", "gateway", "tokenizer", "storage", "microkernel"):
+        old, started = target.pid(name), time.monotonic()
+        os.kill(old, number)
+        while target.pid(name) == old and time.monotonic() < started + 20.0:
+            time.sleep(0.02)
+        facts[f"{name}_noticed_s"] = round(time.monotonic() - started, 2)
+        while not _is_running(target, name, old) and time.monotonic() < started + 40.0:
+            time.sleep(0.02)
+        facts[f"{name}_back_s"] = round(time.monotonic() - started, 2)
+        facts[f"{name}_ok"] = facts[f"{name}_noticed_s"] <= HANG_S + NOTICE_S
+    return {**facts, **_gateway(target)}
+
+
+def _is_running(target: Target, name: str, old: int) -> bool:
+    with contextlib.suppress(LlmosError, OSError), Client(target.run_dir, timeout_s=5.0) as client:
+        return any(
+            row.name == name and row.pid not in (0, old) and row.state == ServiceState.RUNNING
+            for row in client.status().services
+        )
+    return False
+
+
 def _tokens_per_s(readers: list[Neighbour], seconds: float = 2.0) -> float:
     before, started = sum(reader.tokens for reader in readers), time.monotonic()
     time.sleep(seconds)  # the measurement itself
@@ -308,16 +344,26 @@ def _read_late(wire: Wire) -> list[int]:
         wire.wait(20_000)
 
 
+HANG_S, NOTICE_S = 1.0, 2.5  # the limit for a silent work loop, and what a loaded machine takes longer
 WINDOW, UNREAD_TOKENS = 512, 1500
 ROOM = 80  # rows and places in the queue that `CONFIGS` gives
 TROUBLE = "trouble"
 SCENARIOS: dict[str, Callable[[Target, float], Facts]] = {
     "connections": connections, "half-open": half_open, "multipart": multipart, "descriptors": descriptors, "unread": unread,
-    "overload": overload, "texts": texts,
+    "overload": overload, "texts": texts, "stopped": stopped, "stuck": stuck,
 }  # fmt: skip
-MAY_DIE = {"multipart": {"gateway"}, "descriptors": {"gateway"}, "texts": {"tokenizer"}}
+_SERVICES = {"executor.demo", "gateway", "tokenizer", "storage", "microkernel"}
+MAY_DIE = {
+    "stopped": _SERVICES,
+    "stuck": _SERVICES,
+    "multipart": {"gateway"},
+    "descriptors": {"gateway"},
+    "texts": {"tokenizer"},
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "unread": {"microkernel": f"client_window_tokens = {WINDOW}"},
     "overload": {"microkernel": "max_rows = 16\nmax_waiting = 64"},
+    "stopped": {"daemon": f"hang_timeout_s = {HANG_S}"},
+    "stuck": {"daemon": f"hang_timeout_s = {HANG_S}", "environment": {HANG_VARIABLE: "1"}},
     "texts": {"environment": {TROUBLE_VARIABLE: TROUBLE}, "more": "\n[tokenizer]\nmemory_mib = 512\n"},
 }

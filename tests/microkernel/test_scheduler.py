@@ -395,7 +395,12 @@ def test_queue_limit_refuses_as_overloaded():
     for _ in range(3):
         world.submit([1, 2, 3], max_tokens=50)
     world.send(GATEWAY, m.SeqSubmit(9, "demo", pack_i32([1]), params(), "a"))
-    assert world.replies.pop().code == ErrorCode.OVERLOADED
+    refusal = world.replies.pop()
+    assert (refusal.code, refusal.retry_after_ms) == (ErrorCode.OVERLOADED, 100.0)  # its steps take next to no time
+    world.kernel.state.lanes["demo"].scheduler.residents.costs.step_s = 0.5
+    world.send(GATEWAY, m.SeqSubmit(9, "demo", pack_i32([1]), params(), "a"))
+    left = 50 - len(world.streams[1].ids)
+    assert world.replies.pop().retry_after_ms == pytest.approx(500.0 * left)
 
 
 def test_an_executor_that_is_replaced_loses_nothing():

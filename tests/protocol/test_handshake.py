@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from llmos.codes import ErrorCode
 from llmos.errors import Overloaded, ProtocolError, VersionMismatch
 from llmos.protocol import handshake
-from llmos.protocol.codec import PROTOCOL_VERSION, SCHEMA_HASH
-from llmos.protocol.messages import Error, Hello, Stop, Welcome
+from llmos.protocol.codec import PROTOCOL_VERSION, SCHEMA_HASH, Schema, encode
+from llmos.protocol.messages import Error, Hello, Message, Stop, Welcome
 
 ROLES = frozenset({"client"})
 GOOD = handshake.hello("client", "me")
@@ -54,3 +55,25 @@ def test_the_answer_is_checked_too() -> None:
     with pytest.raises(ProtocolError, match="answered Hello with Stop"):
         handshake.check_answer(Stop(), "client")
     assert Welcome(PROTOCOL_VERSION, SCHEMA_HASH, "client", 5) == welcome
+
+
+@pytest.mark.parametrize("message", [handshake.hello("client", "x"), handshake.welcome("x", 1), Error(1, 11, "no")])
+def test_a_later_versions_handshake_can_be_read(message: Message) -> None:
+    later = msgspec.msgpack.encode([*msgspec.msgpack.decode(encode(message)), "something new"])
+    assert Schema(Hello | Welcome | Error).decode(later) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"name": "x" * 129}, "name"),
+        ({"role": "x" * 10**6}, "role"),
+        ({"schema_hash": "x" * 10**6}, "schema_hash"),
+        ({"pid": -1}, "pid"),
+    ],
+)
+def test_what_a_peer_says_of_itself_is_bounded(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        handshake.check_hello(replace(GOOD, **changes), ROLES)
+    assert caught.value.field == field
+    assert len(caught.value.message) < 200
