@@ -93,7 +93,7 @@ def test_paths_are_relative_to_the_file(tmp_path):
             "max_rows = 1\n",
             "1: unknown table [max_rows]; valid: daemon, microkernel, tokenizer, storage, gateway, models",
         ),
-        ("[tokenizer]\nx = 1\n", "2: unknown key 'x' in [tokenizer]; this table has no keys"),
+        ("[tokenizer]\nx = 1\n", "2: unknown key 'x' in [tokenizer]; valid: memory_mib"),
         ("[microkernel]\nmax_rows = 0\n", "2: microkernel.max_rows: 0 is outside 1 to 4096"),
         ("[microkernel]\nmax_rows = 4097\n", "2: microkernel.max_rows: 4097 is outside 1 to 4096"),
         ('[microkernel]\nmax_rows = "8"\n', "2: microkernel.max_rows: needs a whole number, not '8'"),
