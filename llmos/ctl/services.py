@@ -36,7 +36,7 @@ def restart(
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> None:
-    """Let llmosd end a service's process and start another one, for root and llmosd's own user. What runs goes on after a pause."""
+    """Let llmosd end a service's process and start another one, for administrators. What runs goes on after a pause."""
     if not timeout > 0:
         raise InvalidRequest(f"--timeout {timeout:g}: a time above 0 is needed", field="timeout")
     began = time.monotonic()
