@@ -38,6 +38,7 @@ from llmos.client.stream import AsyncTokenStream
 from llmos.client.types import Completion, Tokenization
 from llmos.client.verbs import kill_request, tenant_set_request
 from llmos.client.wire import CONTROL, DATA, RECONNECT_S, Build, Wire
+from llmos.protocol import limits
 from llmos.protocol.codec import unpack_i32
 from llmos.protocol.messages import (
     Done,
@@ -256,4 +257,4 @@ class AsyncClient:
 
 def _new_id() -> str:
     """What a request that brings no `client_request_id` is known by if it has to be asked for again."""
-    return f"auto-{secrets.token_hex(16)}"
+    return f"{limits.MADE_UP_REQUEST_ID}{secrets.token_hex(16)}"

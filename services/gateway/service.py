@@ -42,7 +42,6 @@ from llmos.services.gateway.audit import AuditLog
 from llmos.services.gateway.clients import ClientState, ClientTable, ClientTables
 from llmos.services.gateway.control import ControlRelay
 from llmos.services.gateway.door import TcpDoor
-from llmos.services.gateway.intake import MADE_UP
 from llmos.services.gateway.links import Link
 from llmos.services.gateway.owners import Asker, identify
 from llmos.services.gateway.router import Router
@@ -109,7 +108,7 @@ class Gateway:
             on_up=lambda: self._relay.on_kernel_up(time.monotonic()),
             on_down=lambda: self._relay.on_kernel_down(time.monotonic()),
         )
-        key_prefix = f"{MADE_UP}gw-{secrets.token_hex(8)}-"
+        key_prefix = f"{limits.MADE_UP_REQUEST_ID}gw-{secrets.token_hex(8)}-"
         self.router = Router(self._text.send, self._kernel.send, max_in_flight, key_prefix, self._identify)
         note = {} if audit is None else {"audit": audit.note}
         self._relay = ControlRelay(self._control.send, self._reply_control, max_in_flight, **note)

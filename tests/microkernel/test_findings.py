@@ -6,7 +6,7 @@ import pytest
 from crash import Journaled
 from kernel_world import CONTROL, GATEWAY, STORAGE, World, params
 
-from llmos.codes import ErrorCode, FinishReason, PageFate
+from llmos.codes import ErrorCode, FinishReason, PageFate, SeqState
 from llmos.microkernel.sender import Sender
 from llmos.protocol import messages as m
 from llmos.protocol.codec import pack_i32
@@ -325,3 +325,14 @@ def test_after_a_crash_no_seed_is_drawn_again_though_requests_were_refused():
             journaled._read_on = lambda: None
             journaled.crash()
     assert len(set(seeds)) == 5
+
+
+def test_who_gave_way_does_not_run_any_more():
+    """What those that run may still grow by is kept for them, but not for one that has just yielded its row."""
+    world = make_world(num_pages=100, page_size=1, window=4)
+    unread = world.submit([1] * 5, max_tokens=50)
+    world.run()
+    whole_pool = world.submit([2] * 99, max_tokens=1)
+    assert sequence(world, unread).state is SeqState.BLOCKED
+    world.run()
+    all_right(world, whole_pool)
