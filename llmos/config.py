@@ -202,6 +202,10 @@ class TcpAddress:
     def shown(self) -> str:
         return f"[{self.host}]" if ":" in self.host else self.host
 
+    @property
+    def is_any(self) -> bool:
+        return ipaddress.ip_address(self.host).is_unspecified
+
 
 @dataclass(frozen=True)
 class GatewayConfig:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from llmos.config import GatewayConfig, StorageConfig, load_config, state_dir
+from llmos.config import GatewayConfig, StorageConfig, load_config, state_dir, tcp_address
 from llmos.ctl.arguments import Json, terminal, wants_json
 from llmos.ctl.errors import EXIT_HELP, command
 from llmos.ctl.render import printable, short, table, write_json
@@ -53,13 +53,15 @@ def add(
     gateway, folder = _found(config, state)
     key, secret = KeyFile(folder).add(name, tenant, role_of(role))
     server = make_server_key(folder).public
-    url = f"tcp://{gateway.tcp or 'HOST:PORT'}"
+    url = _url(gateway)
     if wants_json(context, as_json):
         write_json({**_plain(key), "secret": secret.text, "url": url, "server_key": server})
         return
     sys.stderr.write(f"key {key.id} ({key.role}) of tenant {printable(key.tenant)}; the secret is not kept here\n")
     if not gateway.tcp:
         sys.stderr.write("llmosd has no network port yet: set gateway.tcp in its configuration, and HOST:PORT below\n")
+    elif "HOST" in url:
+        sys.stderr.write("put this machine's address in the place of HOST\n")
     for variable, value in (("URL", url), ("KEY", secret.text), ("SERVER_KEY", f"'{server}'")):
         sys.stdout.write(f"export LLMOS_{variable}={value}\n")
 
@@ -115,6 +117,14 @@ def _found(config: Path | None, state: Path | None) -> tuple[GatewayConfig, Path
     """The gateway's settings and the state directory that are meant."""
     whole = load_config(config)
     return whole.gateway, state_dir(StorageConfig(str(state)) if state is not None else whole.storage)
+
+
+def _url(gateway: GatewayConfig) -> str:
+    """Where clients find it; an address that stands for all of the machine's is none to connect to."""
+    address = tcp_address(gateway.tcp)
+    if address is None:
+        return "tcp://HOST:PORT"
+    return f"tcp://{'HOST' if address.is_any else address.shown}:{address.port}"
 
 
 def _plain(key: Key) -> dict[str, object]:

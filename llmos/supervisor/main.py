@@ -103,9 +103,10 @@ def _check_usable(run_dir: RunDir) -> None:
 def _serving_line(config: Config, run_dir: RunDir, seconds: float) -> str:
     models = ", ".join(model.name for model in config.models)
     pid = run_dir.lock.read_text().strip()
+    network = f" and tcp://{config.gateway.tcp}" if config.gateway.tcp else ""
     here = "" if run_dir.path == default_run_dir().absolute() else f"LLMOS_RUN_DIR={shlex.quote(str(run_dir.path))} "
     return (
-        f"llmos is serving {models} on {run_dir.socket('client')} (pid {pid}, {seconds:.1f} s); "
+        f"llmos is serving {models} on {run_dir.socket('client')}{network} (pid {pid}, {seconds:.1f} s); "
         f'try: {here}llmosctl run "What is the capital of France?"'
     )
 

@@ -22,7 +22,6 @@ from llmos.ports.tcp import Authenticator, TcpListener, tcp_url
 from llmos.ports.tcp_check import check_refuses
 from llmos.protocol.codec import Schema
 
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where to knock at an address that stands for all
 _ROLES = frozenset({"client"})
 log = logging.getLogger(__name__)
 M = TypeVar("M")
@@ -50,7 +49,9 @@ class TcpDoor:
 
     async def check(self) -> None:
         """Knock as a stranger. `authenticator.run()` must be running."""
-        host = _ANY.get(self._address.host, self._address.host)
+        host = self._address.host
+        if self._address.is_any:
+            host = "::1" if ":" in host else "127.0.0.1"
         for port in (self._address.port, self._address.port + 1):
             await check_refuses(tcp_url(host, port), self._server.public)
 

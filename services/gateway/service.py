@@ -21,6 +21,7 @@ from typing import Any
 from llmos.config import state_dir, tcp_address
 from llmos.errors import InvalidRequest, LlmosError, Unauthorized, Unavailable
 from llmos.keys.ring import KeyRing
+from llmos.keys.roles import Role
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import error_message
 from llmos.ports.endpoint import RunDir
@@ -110,8 +111,8 @@ class Gateway:
         )
         key_prefix = f"{limits.MADE_UP_REQUEST_ID}gw-{secrets.token_hex(8)}-"
         self.router = Router(self._text.send, self._kernel.send, max_in_flight, key_prefix, self._identify)
-        note = {} if audit is None else {"audit": audit.note}
-        self._relay = ControlRelay(self._control.send, self._reply_control, max_in_flight, **note)
+        self._note = audit.note if audit is not None else lambda asker, verb, answer: None
+        self._relay = ControlRelay(self._control.send, self._reply_control, max_in_flight, self._note)
         self._has_models = asyncio.Event()
 
     async def start(self) -> None:
@@ -290,7 +291,9 @@ class Gateway:
                 raise InvalidRequest(f"{type(message).__name__} belongs on the client socket", field="message")
             self._relay.ask(self._identify(client), message, time.monotonic())
         except LlmosError as error:
-            client.table.send(client, error_message(error, message.req))
+            answer = error_message(error, message.req)
+            self._note(Asker(client.id, "", Role.SUBMIT, f"key:{client.peer.key_id}"), message, answer)
+            client.table.send(client, answer)
 
     def _reply_control(self, client_id: bytes, message: Message) -> None:
         client = self._controls.find(client_id)

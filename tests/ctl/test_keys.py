@@ -29,6 +29,10 @@ def test_add_prints_what_a_client_needs_and_nothing_else_on_stdout(tmp_path):
     assert exports["LLMOS_SERVER_KEY"] == read_server_key(tmp_path / "state").public
     assert (key.name, key.tenant, key.role) == ("laptop", "alice", "inspect")
     assert "gateway.tcp" not in done.stderr
+    config.write_text('[gateway]\ntcp = "0.0.0.0:5820"\n')
+    done = keys(tmp_path, "add", "desktop", "--tenant", "alice", "--config", str(config))
+    assert "export LLMOS_URL=tcp://HOST:5820\n" in done.stdout
+    assert "put this machine's address in the place of HOST" in done.stderr
     assert "set gateway.tcp" in keys(tmp_path, "add", "x", "--tenant", "bob").stderr
 
 

@@ -155,6 +155,9 @@ def test_a_revoked_key_is_shown_out_and_others_stay(world: GatewayWorld) -> None
         for again in (lambda: leaving.generate("x"), open_seq.stat, lambda: leaving.tokenize("x")):
             with pytest.raises(Unauthorized):
                 again()
+        last = world.audit.path.read_text().splitlines()[-1]
+        assert f'"who":"key:{alice.id}","tenant":"","verb":"Stat"' in last
+        assert '"outcome":"unauthorized"' in last
         world.kernel.paused = False
         assert len([token for chunk in other for token in chunk.token_ids]) == 199
         assert other.completion.text == echo("other", 200)

@@ -13,7 +13,8 @@ from daemon import FAKE, running
 from gateway_world import free_ports
 
 from llmos import Client
-from llmos.errors import Unauthorized
+from llmos.codes import SeqState
+from llmos.errors import NotFound, Unauthorized
 from llmos.keys.keyfile import KeyFile
 from llmos.keys.roles import Role
 from llmos.keys.server_key import make_server_key
@@ -32,6 +33,7 @@ class Network:
         self.config = f'{FAKE}\n[gateway]\ntcp = "127.0.0.1:{self.port}"\n'
 
     def prepare(self, state):
+        self.bob = KeyFile(state).add("test", "bob", Role.INSPECT)[1]
         self.keys = {role: KeyFile(state).add("test", "alice", role)[1] for role in Role}
         self.server_key = make_server_key(state).public
 
@@ -92,6 +94,46 @@ def test_llmosctl_over_the_network(daemon, network):
         (f"key:{network.keys[Role.SUBMIT].id}", "PsGet", "permission"),
         (f"key:{network.keys[Role.ADMIN].id}", "RestartService", "ok"),
     ]
+
+
+FOREIGN = {
+    "stat": lambda client, own, rid: client.sequence(rid).stat(),
+    "explain": lambda client, own, rid: client.explain(rid),
+    "kill": lambda client, own, rid: client.kill(rid),
+    "kill a job": lambda client, own, rid: client.kill(job=rid),
+    "suspend": lambda client, own, rid: client.suspend(rid),
+    "resume": lambda client, own, rid: client.resume(rid),
+    "nice": lambda client, own, rid: client.nice(rid, 5),
+    "deadline": lambda client, own, rid: client.sequence(rid).deadline(60.0),
+    "wait": lambda client, own, rid: client.sequence(rid).wait(),
+    "fork": lambda client, own, rid: client.sequence(rid).fork(1),
+    "close": lambda client, own, rid: client.sequence(rid).close(),
+    "attach": lambda client, own, rid: list(client.sequence(rid).attach()),
+    "append": lambda client, own, rid: client.sequence(rid).append([1, 2]),
+    "generate": lambda client, own, rid: client.sequence(rid).generate(max_tokens=1),
+    "after": lambda client, own, rid: own.after(rid),
+    "a new one's parent": lambda client, own, rid: client.spawn([1], parent=rid),
+    "a new one's after": lambda client, own, rid: client.generate([1], after=[rid], max_tokens=1),
+}
+
+
+def test_a_foreign_sequence_is_like_one_that_is_not_there(daemon, network):
+    """By the real microkernel, and whatever names it."""
+    bob = Client(f"tcp://127.0.0.1:{network.port}", key=network.bob.text, server_key=network.server_key)
+    with network.client(Role.SUBMIT) as alice, bob, alice.spawn([1, 2, 3]) as hers, bob.spawn([1]) as own:
+        for what, ask in FOREIGN.items():
+            answers = []
+            for rid in (hers.rid, 1_000_000):
+                with pytest.raises(NotFound) as caught:
+                    ask(bob, own, rid)
+                answers.append(
+                    (caught.value.field, caught.value.message.replace(str(rid), "N"), caught.value.rid == rid)
+                )
+            assert answers[0] == answers[1], what
+        assert bob.kill(tenant="alice") == ()
+        assert [row.rid for row in bob.ps()] == [own.rid]
+        assert {row.tenant for row in bob.tenants()} == {"bob"}
+        assert hers.stat().row.state == SeqState.BLOCKED
 
 
 def test_revoked_while_streams_run(daemon, network):
