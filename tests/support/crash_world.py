@@ -62,7 +62,6 @@ class CrashWorld(GatewayWorld):
         self._lives: dict[asyncio.AbstractEventLoop, Life] = {}
         self._ended: list[Life] = []
         self._patches = [
-            mock.patch.object(service, "_FAREWELL_S", 0.0),
             mock.patch.object(AsyncListener, "receive", self._receives(AsyncListener.receive)),
             mock.patch.object(AsyncDialer, "receive", self._receives(AsyncDialer.receive)),
             mock.patch.object(AsyncListener, "send", self._sends(AsyncListener.send)),
