@@ -17,7 +17,6 @@ from loop_thread import wait_until
 
 from llmos.ports.aio import AsyncDialer, AsyncListener
 from llmos.protocol.messages import Hello
-from llmos.services.gateway import service
 from llmos.services.gateway.service import Gateway
 
 LISTENS, DIALS = {"client", "client-control"}, {"text", "kernel", "kernel-control"}
