@@ -22,7 +22,7 @@ from llmos.protocol.messages import Cancel, GatewayToClient, Message
 
 _CONNECT_TIMEOUT_S = 5.0
 _FAIR_SHARE = 64  # messages routed before other tasks get a turn: a receive that need not wait never yields
-_LINGER_MS = 200  # for the last words of one who leaves
+_LINGER_MS = 2000  # for the last words of one who leaves; nobody waits for it
 _schema: Schema[Any] = Schema(GatewayToClient)
 M = TypeVar("M", bound=Message)
 

@@ -105,6 +105,7 @@ class Authenticator:
         self._socket.bind(_ZAP_ENDPOINT)
         self.accepted = 0
         self.refused = 0
+        self.quiet = False  # while we knock ourselves
 
     async def run(self) -> None:
         while True:
@@ -127,7 +128,7 @@ class Authenticator:
         else:
             self.refused += 1
             # A flood must not fill the log: the first ones, then powers of two.
-            if self.refused & (self.refused - 1) == 0:
+            if self.refused & (self.refused - 1) == 0 and not self.quiet:
                 address = frames[5].decode(errors="replace") if len(frames) > 5 else "?"
                 log.warning(
                     "refused a client at %s: unknown or revoked key; %d refused until now", address, self.refused

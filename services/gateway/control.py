@@ -194,11 +194,6 @@ class ControlRelay:
                 verb = structs.replace(verb, deadline_ms=deadline_left(verb.deadline_ms, now - question.asked_at))
             question.times += self._send(verb)
 
-    def fail_all(self, error: LlmosError) -> None:
-        """The gateway stops."""
-        for number in list(self._questions):
-            self._fail(number, error)
-
     def expire(self, now: float) -> None:
         """Fail what waited too long."""
         error = Unavailable("the microkernel is not running" if self._is_down else "the microkernel is silent")

@@ -52,8 +52,11 @@ class TcpDoor:
         host = self._address.host
         if self._address.is_any:
             host = "::1" if ":" in host else "127.0.0.1"
+        self.authenticator.quiet = True
         for port in (self._address.port, self._address.port + 1):
             await check_refuses(tcp_url(host, port), self._server.public)
+        self.authenticator.quiet = False
+        self.authenticator.refused = 0
 
     def close(self) -> None:
         """The listeners must be closed."""

@@ -52,7 +52,6 @@ log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 60.0
 _TICK_S = 0.1
 _PROBE_EVERY_S = 10.0
-_FAREWELL_S = 0.05  # after the last messages, before the sockets close: libzmq's I/O thread writes them meanwhile
 _FAIR_SHARE = 64  # messages of clients handled before other tasks get a turn
 
 _from_client: Schema[Any] = Schema(ClientToGateway, max_bytes=limits.MAX_CLIENT_MESSAGE_BYTES)
@@ -146,10 +145,8 @@ class Gateway:
         self._raise_broken()
 
     async def close(self) -> None:
-        """Leave. Idempotent. Streams are not ended: the microkernel keeps them until their clients have found the next gateway."""
-        self._relay.fail_all(Unavailable("llmosd is stopping"))
-        if self._tables:
-            await asyncio.sleep(_FAREWELL_S)
+        """Leave without a word, as if it had died: clients ask the next gateway what they were not answered, and the microkernel keeps
+        their streams until then. Idempotent."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

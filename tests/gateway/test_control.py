@@ -10,7 +10,7 @@ import pytest
 from gateway_world import explained, tenant_row, usage
 
 from llmos.codes import ErrorCode, FinishReason, PageFate
-from llmos.errors import InvalidRequest, NotFound, Unavailable
+from llmos.errors import InvalidRequest, NotFound
 from llmos.keys.roles import Role
 from llmos.ports.core import error_message
 from llmos.protocol import limits
@@ -227,12 +227,10 @@ def test_a_silent_microkernel_fails_what_waits_once() -> None:
     assert world.replies == []
     world.relay.expire(TIMEOUT_S)
     world.relay.ask(ALICE, m.ModelsGet(6), TIMEOUT_S)
-    world.relay.fail_all(Unavailable("gone"))
     world.relay.answer(m.StatusReply(1, "0", 0.0, (), ()))
     errors = [(a.req, a.code, a.message) for _, a in world.replies if isinstance(a, m.Error)]
-    silent = "the microkernel is silent"
-    assert errors == [(5, ErrorCode.UNAVAILABLE, silent), (6, ErrorCode.UNAVAILABLE, "gone")]
-    assert len(world.replies) == 2
+    assert errors == [(5, ErrorCode.UNAVAILABLE, "the microkernel is silent")]
+    assert len(world.replies) == 1
 
 
 def test_questions_of_one_client_are_limited() -> None:
@@ -470,19 +468,6 @@ def test_those_who_wait_are_told_by_the_next_one() -> None:
     assert [(client, answer.req) for client, answer in world.replies] == [(b"alice", 5), (b"alice", 6)]  # type: ignore[attr-defined]
     world.relay.ask(BOB, m.Wait(7, 8), 0.0)
     assert world.asked[-1] == m.Wait(4, 8, "bob")
-
-
-def test_the_end_of_the_gateway_fails_all_who_wait_once() -> None:
-    world = Relay()
-    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
-    world.relay.ask(BOB, m.Wait(5, 7), 0.0)
-    world.relay.ask(ALICE, m.Wait(6, 7), 0.0)
-    world.relay.fail_all(Unavailable("gone"))
-    world.relay.fail_all(Unavailable("again"))
-    assert [client for client, _ in world.replies] == [b"alice", b"alice", b"bob"]
-    assert all(isinstance(a, m.Error) and a.message == "gone" for _, a in world.replies)
-    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
-    assert len(world.asked) == 3
 
 
 def test_owner_names() -> None:
