@@ -37,7 +37,7 @@ def restart(
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> None:
-    """Let llmosd end a service's process and start another one, for root and llmosd's own user. What runs goes on after a pause."""
+    """Let llmosd end a service's process and start another one, for administrators. What runs goes on after a pause."""
     _check_timeout(timeout)
     with connect(context, run_dir) as client:
         done = _replace(client, service, timeout)
@@ -57,7 +57,7 @@ def upgrade(
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> None:
-    """Restart all services, one after another, so that they run what is installed now, for root and llmosd's own user.
+    """Restart all services, one after another, so that they run what is installed now, for administrators.
 
     What runs goes on, with pauses. llmosd itself stays as it is, as does its plan which services there are. An installation that speaks
     another protocol than the running one is refused before anything is touched: then stop llmosd and start it again; what runs waits in
