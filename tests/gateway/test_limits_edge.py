@@ -18,6 +18,7 @@ from gateway_world import model_info
 from router_world import World
 
 from llmos.errors import LlmosError, ProtocolError
+from llmos.keys.roles import Role
 from llmos.protocol import handshake, limits
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, encode, pack_i32
@@ -239,7 +240,7 @@ def refusal(request: Any) -> tuple[LlmosError | m.Error | None, list[m.Message]]
     if isinstance(decoded, m.ControlVerb):
         asked: list[m.Message] = []
         relay = ControlRelay(lambda verb: asked.append(verb) or True, lambda _, reply: replies.append(reply), 8)
-        relay.ask(Asker(b"root", "root", is_administrator=True), decoded, 0.0)
+        relay.ask(Asker(b"root", "root", Role.ADMIN), decoded, 0.0)
     else:
         world = World()
         world.router.models = {"echo": model_info(eos_token_ids=())}
