@@ -7,9 +7,9 @@ names, and says that RUN_DIR/generating.txt sequences run.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -40,12 +40,8 @@ def run(context, lifeline):
     if BEHAVIOUR == "dies_later" and not first_start:
         os._exit(5)
     if BEHAVIOUR == "grandchild":
-        libc = ctypes.PyDLL(None)
-        child = libc.fork()  # os.fork is refused to services
-        if not child:
-            libc.sleep(1000)
-            os._exit(0)
-        (context.run_dir.path / "grandchild.txt").write_text(str(child))
+        child = subprocess.Popen(["sleep", "1000"])
+        (context.run_dir.path / "grandchild.txt").write_text(str(child.pid))
     if BEHAVIOUR == "deaf":
         lifeline.ready("deaf")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
