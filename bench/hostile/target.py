@@ -5,6 +5,7 @@ Only what this run started is ever looked at or touched.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
@@ -23,6 +24,8 @@ from types import TracebackType
 import psutil
 from chaos.answers import write_fake_model
 
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 START_S = 60.0
 LOOK_S = 0.1
 CONFIG = """
@@ -50,6 +53,11 @@ path = "{home}/model"
 backend = "fake"
 num_pages = 256
 """
+
+
+def _die_with_us() -> None:
+    """In llmosd before it starts: whoever kills the benchmark does not leave it behind."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass
@@ -85,7 +93,7 @@ class Target:
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 [*command, "--run-dir", str(self.run_dir)], stdout=subprocess.PIPE, stderr=log, text=True,
-                env=self._environment, start_new_session=True,
+                env=self._environment, start_new_session=True, preexec_fn=_die_with_us,
             )  # fmt: skip
         assert self._process.stdout is not None
         line = ""
