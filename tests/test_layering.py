@@ -49,6 +49,7 @@ MUST_NOT_IMPORT = {
     "llmos.microkernel.journal": KERNEL_HEAVY
     | OURS - {"llmos.microkernel"}
     | {"llmos.ports", "llmos.config", "zmq", "asyncio", "threading"},
+    "llmos.microkernel.reserve": KERNEL_HEAVY | OURS | {"llmos.ports", "llmos.config", "zmq", "asyncio", "threading"},
     "llmos.microkernel.main": KERNEL_HEAVY | OURS - {"llmos.microkernel"},
     "llmos.supervisor": HEAVY | OURS | {"asyncio", "uvloop"},
     "llmos.client": HEAVY | OURS | {"llmos.config"},

@@ -213,7 +213,8 @@ def open_journal(context: ServiceContext) -> Journal | None:
         return None
     place = blake2b(str(context.run_dir.path).encode(), digest_size=6).hexdigest()
     directory = state_dir(context.config.storage) / "journal" / place
-    return Journal(directory, config.journal, config.journal_interval_ms / 1e3)
+    reserve = int(config.journal_reserve_mib * 2**20)
+    return Journal(directory, config.journal, config.journal_interval_ms / 1e3, reserve_bytes=reserve)
 
 
 def _loop(shell: Shell, ports: PortSet, lifeline: Lifeline) -> None:
