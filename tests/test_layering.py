@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "llmos.protocol": STDLIB | PROTOCOL | {"msgspec"},
     "llmos.ports": STDLIB | PROTOCOL | {"zmq", "llmos.ports"},
     "llmos.log": STDLIB,
+    "llmos.killpoints": STDLIB,
     "llmos.toml_tables": STDLIB,
     "llmos.config": STDLIB | PROTOCOL | {"llmos.log", "llmos.toml_tables"},
 }

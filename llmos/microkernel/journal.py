@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmos.errors import Unavailable
+from llmos.killpoints import ARMED, reach
 from llmos.microkernel import frames, transcript
 from llmos.microkernel.frames import Damage
 from llmos.microkernel.records import OLDEST_VERSION, VERSION, ExecutorRecord, MetaRecord, Origin, Record
@@ -204,6 +205,8 @@ class Journal:
         executors = [lane.capabilities for lane in state.lanes.values() if lane.capabilities is not None]
         meta = state.meta(time.monotonic(), time.time(), _boot_id(), origin, self._size)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        if ARMED:
+            reach("microkernel.start.segment")
         try:
             size = _write(file, frames.pack([meta, *map(ExecutorRecord, executors)]))
             if self._sync != "process":
@@ -225,6 +228,10 @@ class Journal:
             if seq is not None:
                 budget -= self._append(frames.pack([transcript.whole(seq)]))
             self._carry.popleft()
+            if ARMED:
+                reach("microkernel.carry.some")
+        if ARMED and not self._carry:
+            reach("microkernel.carry.all")
         if not self._carry and self.failure is not None:
             self.failure = None
             log.warning("the journal can be written again, and has everything")
@@ -240,6 +247,8 @@ class Journal:
                 self._clean_at = now + CLEAN_S
                 return
             del self._old[0]
+            if ARMED:
+                reach("microkernel.carry.deleted")
 
     def _is_stale(self, state: State, now: float) -> bool:
         """Has it held something for too long that is not to be known any more?"""
@@ -282,6 +291,8 @@ class Journal:
 
 def _write(file: int, content: bytearray) -> int:
     view = memoryview(content)
+    if ARMED:
+        reach("microkernel.journal.torn", lambda: os.write(file, view[: len(view) // 2]))
     while view:
         view = view[os.write(file, view) :]
     return len(content)

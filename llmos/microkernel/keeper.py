@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 
 from llmos.errors import Unavailable
+from llmos.killpoints import ARMED, reach
 from llmos.microkernel.journal import Journal, Recovered
 from llmos.microkernel.kernel import Kernel
 from llmos.microkernel.recovery import restore
@@ -26,11 +27,15 @@ class Keeper:
         self.summary = "no journal"
         if journal is None:
             return
+        if ARMED:
+            reach("microkernel.start.begin")
         try:
             recovered = journal.recover()
         except OSError as error:
             raise Unavailable(f"the journal can not be read: {error}", field="state_dir") from None
         restore(self._state, recovered.fold, recovered.shift_s, now)
+        if ARMED:
+            reach("microkernel.start.restored")
         journal.start(self._state)
         self._state.notes = []
         self._state.refusal = journal.refusal
@@ -58,8 +63,12 @@ class Keeper:
         if journal is None or notes is None:
             return
         if notes:
+            if ARMED:
+                reach("microkernel.journal.before")
             journal.write(notes)
             notes.clear()
+            if ARMED:
+                reach("microkernel.journal.after")
         journal.turn(self._state, now)
         if journal.is_broken and now >= self._retry_at:
             self._retry_at = now + _RETRY_S

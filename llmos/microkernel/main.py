@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from llmos.config import MicrokernelConfig, state_dir
 from llmos.errors import LlmosError, PermissionRefused, Unavailable
+from llmos.killpoints import ARMED, reach
 from llmos.microkernel.journal import Journal
 from llmos.microkernel.keeper import Keeper
 from llmos.microkernel.kernel import Kernel
@@ -71,6 +72,8 @@ class Shell:
             listener.core.on_greet = lambda peer, listener=listener: self._greet(listener, peer)
 
     def _greet(self, listener: Listener[Any], peer: Peer) -> None:
+        if ARMED:
+            reach("microkernel.greeted")
         sender = Sender(next(self._numbers), peer.role, peer.name)
         self._senders[peer] = sender
         self._peers[sender.peer] = (listener, peer)
@@ -83,12 +86,18 @@ class Shell:
             if received is None:
                 return
             peer, message = received
+            if ARMED:
+                reach("microkernel.received")
             if isinstance(message, m.RecordWrite):
                 listener.send(peer, self._answer_record(peer, message))
                 continue
             self.deliver(self.recorder.handle(self._senders[peer], message, time.monotonic()))
             if isinstance(message, m.ServiceDown):
                 self._forget_process(message.pid)
+                if ARMED:
+                    reach("microkernel.death.heard")
+            if ARMED:
+                reach("microkernel.handled")
 
     def deliver(self, deliveries: list[Delivery]) -> None:
         """Send these at the next `flush`."""
@@ -102,6 +111,10 @@ class Shell:
             known = self._peers.get(effect.peer)
             if known is not None and not known[0].send_frame(known[1], frame):
                 log.warning("%s to %s could not be queued", type(effect.message).__name__, known[1].name)
+            if ARMED:
+                reach("microkernel.sent.one")
+        if ARMED and outgoing:
+            reach("microkernel.sent.all")
 
     def _forget_process(self, pid: int) -> None:
         for peer, sender in list(self._senders.items()):
@@ -199,6 +212,8 @@ def run(context: ServiceContext, lifeline: Lifeline) -> None:
     recorder = Recorder(kernel, int(config.recorder_mib * 2**20))
     with Shell(context, recorder, keeper, state_dir(context.config.storage) / "flight") as shell:
         ports = PortSet(lifeline.port, *shell.listeners)
+        if ARMED:
+            reach("microkernel.start.ready")
         lifeline.ready(f"rows {config.max_rows}, token budget {config.max_step_tokens}, {keeper.summary}")
         recorder.roll(time.monotonic(), idle=True)
         gc.collect()
@@ -232,6 +247,8 @@ def _loop(shell: Shell, ports: PortSet, lifeline: Lifeline) -> None:
         shell.flush(now)
         turns += 1
         lifeline.beat(turns, now)
+        if ARMED:
+            reach("microkernel.beat")
         if not ready and now >= next_check:
             recorder.check(now)
             next_check = now + _CHECK_INTERVAL_S

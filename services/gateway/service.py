@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from llmos.errors import InvalidRequest, Unavailable
+from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import Peer, error_message
 from llmos.ports.endpoint import RunDir
@@ -79,7 +80,7 @@ class Gateway:
             "kernel",
             _from_kernel,
             name=name,
-            on_message=lambda message: self.router.on_kernel(message, time.monotonic()),
+            on_message=self._on_kernel,
             on_up=lambda: self.router.on_kernel_up(time.monotonic()),
             on_down=lambda: self.router.on_kernel_down(time.monotonic()),
         )
@@ -101,6 +102,8 @@ class Gateway:
         self._run(*(link.run() for link in (self._text, self._kernel, self._control)))
         waits = (self._has_models.wait(), self._kernel.wait_up(), self._control.wait_up())
         await self._unless_broken(asyncio.gather(*waits))
+        if ARMED:
+            reach("gateway.start.connected")
         incarnation = time.time_ns() // 1_000_000
         self._clients = self._listen(
             "client", lambda client: self.router.on_client_gone(client, time.monotonic()), incarnation
@@ -204,15 +207,32 @@ class Gateway:
         self._text.send(ModelInfoGet(self.router.next_number()))
         self.router.on_text_up(time.monotonic())
 
+    def _on_kernel(self, message: Any) -> None:
+        if ARMED:
+            reach("gateway.kernel.received")
+        self.router.on_kernel(message, time.monotonic())
+        if ARMED:
+            reach("gateway.kernel.handled")
+
     def _on_text(self, message: Any) -> None:
+        if ARMED:
+            reach("gateway.text.received")
         self.router.on_text(message, time.monotonic())
+        if ARMED:
+            reach("gateway.text.handled")
         if self.router.models:
             self._has_models.set()
 
     def _on_client(self, peer: Peer, message: Any) -> None:
+        if ARMED:
+            reach("gateway.client.received")
         self.router.on_client(self._clients.of(peer), message, time.monotonic())
+        if ARMED:
+            reach("gateway.client.handled")
 
     def _on_control(self, peer: Peer, message: Any) -> None:
+        if ARMED:
+            reach("gateway.control.received")
         client = self._control_clients.of(peer)
         if isinstance(message, Cancel):
             self._relay.cancel(peer.routing_id, message.req)
@@ -241,6 +261,8 @@ async def run(context: ServiceContext, lifeline: AsyncLifeline) -> None:
     )
     try:
         await gateway.start()
+        if ARMED:
+            reach("gateway.start.listening")
         lifeline.ready(f"serves {', '.join(gateway.router.models)} on {context.run_dir.socket('client')}")
         await gateway.serve(lifeline.stop)
     finally:
