@@ -205,6 +205,7 @@ def _limits(config: MicrokernelConfig) -> tuple[KernelLimits, SchedulerLimits]:
 
 def run(context: ServiceContext, lifeline: Lifeline) -> None:
     """Serve until asked to stop."""
+    gc.disable()  # until everything of an earlier process is there again: all of it lives on
     config = context.config.microkernel
     models = tuple(model.name for model in context.config.models)
     kernel = Kernel(*_limits(config), models, secrets.randbits(128), time.monotonic())
@@ -218,6 +219,7 @@ def run(context: ServiceContext, lifeline: Lifeline) -> None:
         recorder.roll(time.monotonic(), idle=True)
         gc.collect()
         gc.freeze()
+        gc.enable()
         _loop(shell, ports, lifeline)
 
 

@@ -166,10 +166,10 @@ class Fold:
 
     def _tokens(self, record: TokensRecord) -> None:
         values = unpack_i64(record.columns)
-        sequences, doubtful = self.sequences, self.doubtful
+        find, doubtful = self.sequences.get, self.doubtful
         for rid, offset, token in zip(values[0::3], values[1::3], values[2::3]):
-            seq = sequences.get(rid)
-            fits = seq is not None and seq.generating and offset == len(seq.tokens) - seq.prompt_len
+            seq = find(rid)
+            fits = seq is not None and seq.generating and len(seq.tokens) == seq.prompt_len + offset
             if seq is None or not fits or (doubtful and seq.is_open and rid in doubtful):
                 self._misfit(rid)
             else:
