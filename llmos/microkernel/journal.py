@@ -39,7 +39,7 @@ from llmos.microkernel.state import State
 log = logging.getLogger(__name__)
 _SUFFIX = ".journal"
 SEGMENT_BYTES = 64 * 1024 * 1024
-CARRY_BYTES = 1024 * 1024  # per turn, at least one sequence
+CARRY_BYTES = 256 * 1024  # per turn, at least one sequence
 MEND_BYTES = (
     16 * 1024 * 1024
 )  # at once when it can be written again, so that most journals are durable before anybody hears more
