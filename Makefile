@@ -24,7 +24,7 @@ run: $(READY)-run
 	@$(BIN)/python scripts/run.py $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 lint: $(READY)-test
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What a scheduling step and single verbs cost in the microkernel's own code, without sockets, each beside its bar.
 
     python bench/scheduler.py            # about three minutes; --quick for a look; --out FILE keeps the figures
+    sudo python bench/scheduler.py --pinned   # on a machine that others use: with a core and a real-time priority of its own
 
 Drives the real `Kernel` with results as an executor would send them. A step = handle one StepResult, then tick to the next StepPlan, at
 page size 16 with the prefix cache on, four tenants, one stop token each and readers that acknowledge. "staggered": an equal share of
@@ -331,13 +332,22 @@ def as_llmosd_starts_it() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | environment)
 
 
+def pin() -> None:
+    """One core and a real-time priority: what else runs on the machine takes its turn on the others, but still shares caches."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
     parser.add_argument("--only", choices=("steps", "verbs", "prefix", "fork"), help="one part")
+    parser.add_argument("--pinned", action="store_true", help="see above; needs the right to set priorities")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     arguments = parser.parse_args()
     as_llmosd_starts_it()
+    if arguments.pinned:
+        pin()
     share = 10 if arguments.quick else 1
     gc.collect()
     gc.freeze()
@@ -355,7 +365,7 @@ def main() -> None:
                 figures.append(figure)
     if arguments.out:
         lines = [asdict(figure) | {"met": figure.met} for figure in figures]
-        record = {"machine": machine(), "versions": versions(), "figures": lines}
+        record = {"machine": machine(), "versions": versions(), "pinned": arguments.pinned, "figures": lines}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names once more, so that type checkers know what t
     from llmos.errors import ProtocolError as ProtocolError
     from llmos.errors import RequestTimeout as RequestTimeout
     from llmos.errors import SequenceFailed as SequenceFailed
+    from llmos.errors import Unauthorized as Unauthorized
     from llmos.errors import Unavailable as Unavailable
     from llmos.errors import VersionMismatch as VersionMismatch
     from llmos.errors import WrongState as WrongState
@@ -52,6 +53,7 @@ _PUBLIC = {
     "Overloaded": "llmos.errors",
     "Unavailable": "llmos.errors",
     "DaemonNotRunning": "llmos.errors",
+    "Unauthorized": "llmos.errors",
     "WrongState": "llmos.errors",
     "SequenceFailed": "llmos.errors",
     "ProtocolError": "llmos.errors",

@@ -23,6 +23,7 @@ class ErrorCode(IntEnum):
     MODEL = 13
     TIMEOUT = 14
     WRONG_STATE = 15
+    UNAUTHORIZED = 16
 
 
 class FinishReason(IntEnum):

@@ -5,6 +5,7 @@
     │   └── ContextTooLong    prompt does not fit the model's context
     ├── NotFound              unknown model or sequence (a foreign sequence answers exactly like an unknown one)
     ├── PermissionRefused     the session lacks the right
+    ├── Unauthorized          no key, or one that is unknown or revoked
     ├── Overloaded            admission refused; retry later
     ├── Unavailable           a service that is needed is not there (starting, dead, draining)
     │   └── DaemonNotRunning  nothing listens on the run directory's socket
@@ -50,6 +51,10 @@ class NotFound(LlmosError):
 
 class PermissionRefused(LlmosError):
     code = ErrorCode.PERMISSION
+
+
+class Unauthorized(LlmosError):
+    code = ErrorCode.UNAUTHORIZED
 
 
 class Overloaded(LlmosError):

@@ -1,4 +1,5 @@
-"""What every service process does around its work: arguments, configuration, logging, signals, lifeline, exit codes.
+"""What every service process does around its work: arguments, what it must not do, configuration, logging, signals, lifeline, exit
+codes.
 
 A service's `__main__.py` is one call: `service_main("executor", run)` or `async_service_main("gateway", run)`.
 `run` gets a `ServiceContext` and a connected lifeline; it calls `lifeline.ready(...)` when it can work and returns when
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from llmos.config import Config, ModelConfig, load_config
 from llmos.errors import ConfigError, LlmosError
+from llmos.guard import forbid
 from llmos.log import setup_logging
 from llmos.ports.endpoint import RunDir
 from llmos.ports.lifeline import AsyncLifeline, Lifeline
@@ -107,6 +109,7 @@ def _start(role: str) -> _Start:
     )
     options = parser.parse_args()
     name = options.name or (f"{role}.{options.model}" if options.model else role)
+    forbid(role)
     faulthandler.enable()
     setup_logging(name, "info")
     try:

@@ -14,6 +14,11 @@ CALLS = {"eval", "exec", "compile", "__import__"}  # as bare names: `model.eval(
 DOTTED = {
     "torch.load",
     "torch.hub.load",
+    "torch.jit.load",
+    "torch.package.PackageImporter",
+    "torch.serialization.load",
+    "pandas.read_pickle",
+    "pd.read_pickle",
     "yaml.load",
     "yaml.unsafe_load",
     "yaml.full_load",
@@ -21,11 +26,19 @@ DOTTED = {
     "np.load",
     "os.system",
     "os.popen",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "builtins.eval",
+    "builtins.exec",
+    "runpy.run_path",
+    "runpy.run_module",
     "jinja2.Environment",
+    "jinja2.Template",
+    "jinja2.nativetypes.NativeEnvironment",
     "multiprocessing.Pipe",
     "multiprocessing.Queue",
 }
-ATTRIBUTES = {"recv_pyobj", "send_pyobj"}
+ATTRIBUTES = {"recv_pyobj", "send_pyobj", "recv_serialized"}
 KEYWORDS = {"allow_pickle", "trust_remote_code", "shell"}  # forbidden unless literally False
 
 
@@ -89,6 +102,10 @@ def test_nothing_banned_is_used():
         ("AutoConfig.from_pretrained(p, trust_remote_code=flag)", 1),
         ("AutoConfig.from_pretrained(p, trust_remote_code=False)", 0),
         ("subprocess.run('ls', shell=True)", 1),
+        ("subprocess.getoutput('ls')", 1),
+        ("from torch.jit import load", 1),
+        ("from jinja2 import Template", 1),
+        ("template.Environment", 0),
         ("text = 'import pickle'", 0),
     ],
 )

@@ -16,6 +16,7 @@ from llmos.config import (
     model_path,
     render_config,
     state_dir,
+    tcp_address,
 )
 from llmos.errors import ConfigError
 
@@ -191,3 +192,35 @@ def test_where_state_lives(monkeypatch):
     assert state_dir(StorageConfig()) == Path("/xdg/llmos")
     monkeypatch.delenv("XDG_STATE_HOME")
     assert state_dir(StorageConfig()) == Path.home() / ".local" / "state" / "llmos"
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:5820", "[::1]:1", "0.0.0.0:65534"])
+def test_network_addresses(tmp_path, text):
+    path = tmp_path / "a.toml"
+    path.write_text(f'[gateway]\ntcp = "{text}"\n')
+    address = tcp_address(load_config(path).gateway.tcp)
+    assert address is not None
+    assert f"{address.shown}:{address.port}" == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5820",
+        "localhost:5820",
+        "*:5820",
+        "1.2.3.4",
+        "1.2.3.4:",
+        "1.2.3.4:0",
+        "1.2.3.4:65535",
+        "::1:5",
+        "[1.2.3.4]:5",
+        "1.2.3.4:-5",
+        "1.2.3.4:٥",
+    ],
+)
+def test_wrong_network_addresses(tmp_path, text):
+    path = tmp_path / "a.toml"
+    path.write_text(f'[gateway]\ntcp = "{text}"\n')
+    with pytest.raises(ConfigError, match=r"a\.toml:2: gateway\.tcp: "):
+        load_config(path)

@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "llmos.errors": STDLIB | {"llmos.codes"},
     "llmos.protocol": STDLIB | PROTOCOL | {"msgspec"},
     "llmos.ports": STDLIB | PROTOCOL | {"zmq", "llmos.ports"},
+    "llmos.keys": STDLIB | PROTOCOL | {"zmq", "msgspec", "llmos.keys"},
+    "llmos.guard": STDLIB,
     "llmos.log": STDLIB,
     "llmos.killpoints": STDLIB,
     "llmos.toml_tables": STDLIB,

@@ -31,12 +31,14 @@ from llmos.client.options import (
     SpawnOptions,
 )
 from llmos.client.output import Output
+from llmos.client.place import find_place
 from llmos.client.requests import generate_request, identified, spawn_request, tokenize_request
 from llmos.client.samples import draw_samples
 from llmos.client.stream import AsyncTokenStream
 from llmos.client.types import Completion, Tokenization
 from llmos.client.verbs import kill_request, tenant_set_request
 from llmos.client.wire import CONTROL, DATA, RECONNECT_S, Build, Wire
+from llmos.protocol import limits
 from llmos.protocol.codec import unpack_i32
 from llmos.protocol.messages import (
     Done,
@@ -64,6 +66,8 @@ from llmos.protocol.messages import (
 class AsyncClient:
     """A client of one llmosd.
 
+    `url`: "tcp://HOST:PORT", with `key` and `server_key`, or the run directory of a daemon on this machine. What is None comes from the
+    environment (LLMOS_URL, LLMOS_KEY, LLMOS_SERVER_KEY); without LLMOS_URL it is this machine's daemon.
     `model` and `timeout_s` are defaults for its calls; `timeout_s` None = generations may take for ever. `reconnect_s`: how long a lost
     connection is waited for, 0 = not at all. `on_outage` is called with the reason when that waiting begins, and with None when it
     is over; it must not block.
@@ -71,15 +75,17 @@ class AsyncClient:
 
     def __init__(
         self,
-        run_dir: str | Path | None = None,
+        url: str | Path | None = None,
         model: str | None = None,
         timeout_s: float | None = None,
         *,
+        key: str | None = None,
+        server_key: str | None = None,
         reconnect_s: float = RECONNECT_S,
         on_outage: OnOutage | None = None,
     ) -> None:
         self.model = model
-        self._wire = Wire(run_dir, timeout_s, reconnect_s, on_outage)
+        self._wire = Wire(find_place(url, key, server_key), timeout_s, reconnect_s, on_outage)
 
     @overload
     def generate(
@@ -251,4 +257,4 @@ class AsyncClient:
 
 def _new_id() -> str:
     """What a request that brings no `client_request_id` is known by if it has to be asked for again."""
-    return f"auto-{secrets.token_hex(16)}"
+    return f"{limits.MADE_UP_REQUEST_ID}{secrets.token_hex(16)}"

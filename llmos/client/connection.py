@@ -14,17 +14,15 @@ from typing import Any, TypeVar
 import zmq
 
 from llmos.client._core import ClientCore, ConnectionLost, Reply, W
-from llmos.client.presence import check_listening
+from llmos.client.place import Place
 from llmos.errors import DaemonNotRunning, LlmosError, ProtocolError, Unavailable
 from llmos.ports.aio import AsyncDialer
-from llmos.ports.endpoint import RunDir
-from llmos.ports.monitor import LossMonitor
 from llmos.protocol.codec import Schema
 from llmos.protocol.messages import Cancel, GatewayToClient, Message
 
 _CONNECT_TIMEOUT_S = 5.0
 _FAIR_SHARE = 64  # messages routed before other tasks get a turn: a receive that need not wait never yields
-_LINGER_MS = 200  # for the last words of one who leaves
+_LINGER_MS = 2000  # for the last words of one who leaves; nobody waits for it
 _schema: Schema[Any] = Schema(GatewayToClient)
 M = TypeVar("M", bound=Message)
 
@@ -32,25 +30,26 @@ M = TypeVar("M", bound=Message)
 class Connection:
     """A greeted connection. All methods run on the event loop that called `open`. `on_lost` is called when it breaks."""
 
-    def __init__(self, run_dir: RunDir, name: str, on_lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, place: Place, name: str, on_lost: Callable[[], None] = lambda: None) -> None:
         self.core = ClientCore()
         self.closed = False
-        self._run_dir = run_dir
+        self._place = place
         self._name = name
         self._on_lost = on_lost
         self._ended = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self, role_name: str) -> None:
-        """Connect and say hello; raises `DaemonNotRunning` at once if nobody listens."""
-        check_listening(self._run_dir, self._name)
-        self._dialer: AsyncDialer[Any] = AsyncDialer(self._run_dir, self._name, _schema)
-        self._monitor = LossMonitor(self._dialer.socket)
+        """Connect and say hello; raises `DaemonNotRunning` at once if nobody listens, `Unauthorized` if it may not."""
+        self._place.check_listening(self._name)
+        self._dialer: AsyncDialer[Any] = self._place.dial(self._name, _schema)
+        self._monitor = self._place.monitor(self._dialer.socket)
         lost: asyncio.Future[Any] = asyncio.ensure_future(self._monitor.lost())
         try:
             await self._greet(role_name, lost)
         except BaseException:
             lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)
             self._close_sockets()
             raise
         reader = asyncio.create_task(self._read())
@@ -63,15 +62,16 @@ class Connection:
         try:
             # ZeroMQ would connect anew in silence, but a hello is not said twice.
             await asyncio.wait({greeting, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if not greeting.done():
-                raise Unavailable("the gateway left while it was greeted")
-            greeting.result()
-        except DaemonNotRunning:
-            text = f"llmosd on {self._run_dir.path} does not answer within {_CONNECT_TIMEOUT_S:g} s"
-            raise Unavailable(text) from None
         finally:
             greeting.cancel()
             await asyncio.gather(greeting, return_exceptions=True)
+        if greeting.cancelled():
+            lost.result()  # the reason, if there is one
+            raise Unavailable("the gateway left while it was greeted")
+        if isinstance(greeting.exception(), DaemonNotRunning):
+            text = f"llmosd on {self._place.shown} does not answer within {_CONNECT_TIMEOUT_S:g} s"
+            raise Unavailable(text)
+        greeting.result()
 
     def send(self, message: Message) -> None:
         """Queue a message; raises `ConnectionLost` if the gateway is gone or does not read."""

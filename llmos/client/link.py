@@ -16,9 +16,8 @@ from collections.abc import Callable
 
 from llmos.client.connection import Connection
 from llmos.client.patience import Pauses
-from llmos.client.presence import daemon_runs
+from llmos.client.place import Place
 from llmos.errors import DaemonNotRunning, LlmosError, Overloaded, Unavailable
-from llmos.ports.endpoint import RunDir
 
 OnOutage = Callable[[str | None], None]
 
@@ -57,8 +56,8 @@ class Outages:
 class Link:
     """`connection()` gives the open connection."""
 
-    def __init__(self, run_dir: RunDir, name: str, role_name: str, outages: Outages) -> None:
-        self._run_dir = run_dir
+    def __init__(self, place: Place, name: str, role_name: str, outages: Outages) -> None:
+        self._place = place
         self._name = name
         self._role_name = role_name
         self._outages = outages
@@ -86,7 +85,7 @@ class Link:
         waits = False
         try:
             while True:
-                connection = Connection(self._run_dir, self._name, self._outages.lost)
+                connection = Connection(self._place, self._name, self._outages.lost)
                 try:
                     await connection.open(self._role_name)
                 except (Unavailable, Overloaded) as error:
@@ -104,18 +103,18 @@ class Link:
 
     def _time_left(self, error: Unavailable | Overloaded, began: float) -> float:
         """For further attempts; raises what is to be said if there are none."""
-        daemon = daemon_runs(self._run_dir)
+        daemon = self._place.runs()
         ends = self._outages.patience_ends(began, daemon=daemon, busy=isinstance(error, Overloaded))
         left = ends - time.monotonic()
         if left > 0:
             return left
         if daemon and isinstance(error, DaemonNotRunning):
-            text = f"llmosd runs on {self._run_dir.path}, but its gateway does not: it is being restarted, or could not start"
+            text = f"llmosd runs on {self._place.shown}, but its gateway does not: it is being restarted, or could not start"
             raise Unavailable(text) from None
         raise error
 
     def _reason(self) -> str:
-        if daemon_runs(self._run_dir):
+        if self._place.runs():
             return "the gateway is being restarted"
         return "the connection to llmosd was lost"
 

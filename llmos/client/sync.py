@@ -42,6 +42,8 @@ _LEAVE_TIMEOUT_S = 2.0  # for what an interrupted call still has to say to the g
 class Client:
     """A client of one llmosd.
 
+    `url`: "tcp://HOST:PORT", with `key` and `server_key`, or the run directory of a daemon on this machine. What is None comes from the
+    environment (LLMOS_URL, LLMOS_KEY, LLMOS_SERVER_KEY); without LLMOS_URL it is this machine's daemon.
     `model` and `timeout_s` are defaults for its calls; `timeout_s` None = generations may take for ever. `reconnect_s`: how long a lost
     connection is waited for, 0 = not at all. `on_outage` is called with the reason when that waiting begins, and with None when it
     is over, on the client's own thread; it must not block.
@@ -49,14 +51,18 @@ class Client:
 
     def __init__(
         self,
-        run_dir: str | Path | None = None,
+        url: str | Path | None = None,
         model: str | None = None,
         timeout_s: float | None = None,
         *,
+        key: str | None = None,
+        server_key: str | None = None,
         reconnect_s: float = RECONNECT_S,
         on_outage: OnOutage | None = None,
     ) -> None:
-        self._inner = AsyncClient(run_dir, model, timeout_s, reconnect_s=reconnect_s, on_outage=on_outage)
+        self._inner = AsyncClient(
+            url, model, timeout_s, key=key, server_key=server_key, reconnect_s=reconnect_s, on_outage=on_outage
+        )
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="llmos-client", daemon=True)
         thread.start()

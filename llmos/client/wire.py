@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import Any, TypeVar
 
 from llmos.client._core import ConnectionLost
@@ -22,17 +21,17 @@ from llmos.client.connection import Connection
 from llmos.client.lengths import Lengths
 from llmos.client.link import Link, OnOutage, Outages
 from llmos.client.patience import Patience
+from llmos.client.place import CONTROL, DATA, Place
 from llmos.client.requests import aged
 from llmos.errors import RequestTimeout, Unavailable
-from llmos.ports.endpoint import RunDir, default_run_dir
 from llmos.protocol.messages import Message
 
-DATA, CONTROL = "client", "client-control"
 RECONNECT_S = 30.0
 FAREWELL_S = 0.3  # from the last words of a gateway that stops to its end
 _CALL_TIMEOUT_S = 30.0  # everything but outputs and waiting; the gateway itself gives up on its services earlier
 Build = Callable[[int], Message]
 M = TypeVar("M", bound=Message)
+__all__ = ["CONTROL", "DATA", "RECONNECT_S", "Build", "Wire", "late"]
 # What to do about a call that may have been done: the reply it would have had, None to ask again, or the error.
 AfterLoss = Callable[[], Awaitable[M | None]]
 
@@ -40,17 +39,14 @@ AfterLoss = Callable[[], Awaitable[M | None]]
 class Wire:
     """The way to one llmosd. `timeout_s`: the client's default for its calls; None = outputs may take for ever."""
 
-    def __init__(
-        self, run_dir: str | Path | None, timeout_s: float | None, reconnect_s: float, on_outage: OnOutage | None
-    ) -> None:
-        self.run_dir = RunDir(run_dir if run_dir is not None else default_run_dir())
+    def __init__(self, place: Place, timeout_s: float | None, reconnect_s: float, on_outage: OnOutage | None) -> None:
         self.timeout_s = checked_timeout(timeout_s)
         self.reconnect_s = checked_patience(reconnect_s)
         self.lengths = Lengths()
         self.closed = False
         role_name = f"{os.path.basename(sys.argv[0] or 'python')[:64]}"
         outages = Outages(self.reconnect_s, on_outage)
-        self._links = {name: Link(self.run_dir, name, role_name, outages) for name in (DATA, CONTROL)}
+        self._links = {name: Link(place, name, role_name, outages) for name in (DATA, CONTROL)}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def limit(self, timeout_s: Any) -> float | None:

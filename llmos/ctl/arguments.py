@@ -11,7 +11,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -21,8 +20,14 @@ from llmos.client.sync import Client
 from llmos.ctl.notices import OutageNotices
 
 RunDir = Annotated[
-    Path | None,
-    typer.Option("--run-dir", help="Folder of llmosd's sockets, if it is not the usual one.", show_default=False),
+    str | None,
+    typer.Option(
+        "--url",
+        "--run-dir",
+        help="tcp://HOST:PORT (keys: LLMOS_KEY, LLMOS_SERVER_KEY), or the folder of a local llmosd's sockets; else LLMOS_URL, else "
+        "the usual folder.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Stream = Annotated[bool, typer.Option("--stream", help="With --json: one JSON line for each piece.")]
@@ -131,8 +136,8 @@ def wants_json(context: typer.Context, here: bool) -> bool:
     return here or bool(context.obj["as_json"])
 
 
-def connect(context: typer.Context, here: Path | None) -> Client:
-    """A client of the daemon that was meant; `--run-dir` too may stand in either place."""
+def connect(context: typer.Context, here: str | None) -> Client:
+    """A client of the daemon that was meant; `--url` too may stand in either place."""
     return Client(here or context.obj["run_dir"], on_outage=OutageNotices())
 
 

@@ -30,7 +30,7 @@ _COMMAND = (sys.executable, "-P", "-m", "llmos.microkernel.replay")
 @app.command(epilog=EXIT_HELP)
 @command
 def record(context: typer.Context, run_dir: RunDir = None, as_json: Json = False) -> None:
-    """Let llmosd write its flight recorder to a file, for root and llmosd's own user. The same happens by itself when its microkernel
+    """Let llmosd write its flight recorder to a file, for administrators. The same happens by itself when its microkernel
     crashes. The file holds the token ids of prompts and answers of all users: only its owner can read it, and few are kept."""
     with connect(context, run_dir) as client:
         written = client.write_record()

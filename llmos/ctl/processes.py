@@ -54,7 +54,7 @@ def ps(
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> None:
-    """List your live sequences; root and llmosd's own user see everybody's."""
+    """List your live sequences; administrators see everybody's."""
     with connect(context, run_dir) as client:
         rows = commands.select(client.ps(), job=job, tenant=tenant, state=state)
     commands.show_ps(rows, terminal(), as_json=wants_json(context, as_json))
@@ -132,7 +132,7 @@ def nice(
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> None:
-    """Change how urgent a sequence is, also while it runs. Below 0 is for administrators: root and llmosd's own user."""
+    """Change how urgent a sequence is, also while it runs. Below 0 is for administrators."""
     with connect(context, run_dir) as client:
         client.sequence(rid).nice(value)
     say(f"sequence {rid}: nice {value}", {"rid": rid, "nice": value}, as_json=wants_json(context, as_json))

@@ -28,7 +28,7 @@ def _count(text: str) -> int:
 @app.command("list", epilog=EXIT_HELP)
 @command
 def list_(context: typer.Context, run_dir: RunDir = None, as_json: Json = False) -> None:
-    """Show your limits and use per model; root and llmosd's own user see all tenants."""
+    """Show your limits and use per model; administrators see all tenants."""
     with connect(context, run_dir) as client:
         commands.show_tenants(client, terminal(), as_json=wants_json(context, as_json))
 
@@ -37,7 +37,7 @@ def list_(context: typer.Context, run_dir: RunDir = None, as_json: Json = False)
 @command
 def set_(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="The tenant: a unix user.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="The tenant: a unix user, or whom a key is for.", metavar="NAME")],
     weight: Annotated[
         float | None, typer.Option("--weight", help="Share of the machine while others want it too; 1 is usual.")
     ] = None,
@@ -61,7 +61,7 @@ def set_(
     run_dir: RunDir = None,
     as_json: Json = False,
 ) -> None:
-    """Change a tenant's limits on every model, for root and llmosd's own user. What is not given stays."""
+    """Change a tenant's limits on every model, for administrators. What is not given stays."""
     values = {
         "weight": weight,
         "max_pages": max_pages,

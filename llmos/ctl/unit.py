@@ -28,8 +28,6 @@ _HARDENING_ANYWHERE = (
     "RestrictNamespaces=yes",
     "RestrictRealtime=yes",
     "RestrictSUIDSGID=yes",
-    "# Unix sockets are all that llmosd listens on and dials; CUDA's libraries ask the kernel for devices over netlink.",
-    "RestrictAddressFamilies=AF_UNIX AF_NETLINK",
     "SystemCallArchitectures=native",
     "SystemCallFilter=@system-service",
     "SystemCallErrorNumber=EPERM",
@@ -133,8 +131,16 @@ class Unit:
             "Environment=LLMOS_STATE_DIR=%S/llmos XDG_CACHE_HOME=%C/llmos TRITON_CACHE_DIR=%C/llmos/triton",
             "",
             *_HARDENING_ANYWHERE,
+            *self._address_families(),
         ]
         return lines if self.user else [*lines, *_HARDENING_SYSTEM, *self._devices(), *self._writable()]
+
+    def _address_families(self) -> list[str]:
+        inet = " AF_INET AF_INET6" if self.config.gateway.tcp else ""
+        return [
+            "# Unix sockets, and gateway.tcp's if it is set; CUDA's libraries ask the kernel for devices over netlink.",
+            f"RestrictAddressFamilies=AF_UNIX AF_NETLINK{inet}",
+        ]
 
     def _devices(self) -> list[str]:
         return [

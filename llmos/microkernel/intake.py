@@ -59,8 +59,6 @@ class Intake:
             blocked |= start is Start.NO_PAGES
             if blocked and not self.residents.tenants.has_guarantees:
                 break
-        if self.trial.is_on and not blocked and not len(self.residents.rows):
-            self.trial.skip()
         return None
 
     def _candidates(self) -> Iterator[Sequence]:
@@ -104,8 +102,8 @@ class Intake:
         """Make room, if need be at the expense of who keeps pages without a row."""
         residents = self.residents
         shared = self._match(seq)
-        running = residents.working_set.reserve(residents.rows)
         while True:
+            running = residents.working_set.reserve(residents.rows)  # less if one of them had to yield
             need = self._need(seq, shared)
             over_quota = tenant.pages + need.charged > tenant.limits.max_pages
             # Within its guarantee a tenant need not care for what the others' sequences may grow by.

@@ -133,7 +133,7 @@ class Residents:
         self.queue.push_front(seq)
 
     def void(self, seq: Sequence) -> None:
-        """What it computed is wrong, maybe because of what its pages held: nobody may find those that it alone holds in the prefix cache."""
+        """What it computed is wrong, maybe for what its pages held: nobody may find those that it alone holds in the prefix cache."""
         for page in seq.page_table:
             if self.pool.refs[page] == 1:
                 self.pool.forget(page)

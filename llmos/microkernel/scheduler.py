@@ -85,6 +85,9 @@ class Scheduler:
             self.trial.note_progress()
         if preemptions == self.counters.preemptions:
             self._admit(budget, now)
+            while self.trial.is_on and not (self._builder.has_work or self.holdings.copies or self.in_flight):
+                self.trial.let_out()
+                self._admit(budget, now)
         if not (self._builder.has_work or self.holdings.copies):
             return None
         return self._issue(generation, now)

@@ -5,7 +5,8 @@ deaths leave one strike at most. From two strikes on, the suspects are tried: ha
 survives until each of them made progress they are cleared and half of the rest is next; if it dies, half of that half is next. Who was
 alone in flight twice is convicted: once could be chance. A single culprit among B sequences costs at most ceil(log2 B) + 3 deaths.
 
-States of a sequence: unsuspected -> watched (one strike) -> suspect -> on trial -> unsuspected | convicted.
+States of a sequence: unsuspected -> watched (one strike) -> suspect -> on trial -> unsuspected | convicted. One whose turn it is while it
+can not run (its tenant is over its rate, say) is let out: it stays a suspect, and is the only one if it strikes again.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ _DEATHS_ALONE_TO_CONVICT = 2
 
 @dataclass(slots=True)
 class _Record:
-    """`mark`: its length at the newest strike. `alone`: how often nobody else was in flight."""
+    """`mark`: its length at the newest strike. `alone`: how often nobody else was in flight. `out`: let out since."""
 
     seq: Sequence
     mark: int
     strikes: int = 0
     alone: int = 0
+    out: bool = False
 
     @property
     def has_progressed(self) -> bool:
@@ -65,7 +67,7 @@ class Trial:
         hit = [seq for seq in hit if seq.rid in self._group] or hit
         for seq in hit:
             record = self._watched.setdefault(seq.rid, _Record(seq, 0))
-            record.mark = len(seq.tokens)
+            record.mark, record.out = len(seq.tokens), False
             record.strikes += 1
             record.alone += len(hit) == 1
         if len(hit) == 1 and self._watched[hit[0].rid].alone >= _DEATHS_ALONE_TO_CONVICT:
@@ -80,10 +82,11 @@ class Trial:
         for rid in [rid for rid, record in self._watched.items() if record.has_progressed]:
             self._drop(rid)
 
-    def skip(self) -> None:
+    def let_out(self) -> None:
         """Nobody on trial can run for now: others need not wait for that."""
-        for rid in list(self._group):
-            self._drop(rid)
+        for rid in self._group:
+            self._watched[rid].out = True
+        self._group = self._half(list(self._watched))
 
     def _drop(self, rid: int) -> None:
         del self._watched[rid]
@@ -94,5 +97,6 @@ class Trial:
 
     def _half(self, rids: list[int]) -> list[int]:
         """The first half of the suspects among these."""
-        suspects = [rid for rid in rids if self._watched[rid].strikes >= _STRIKES_TO_SUSPECT]
+        records = [self._watched[rid] for rid in rids]
+        suspects = [record.seq.rid for record in records if record.strikes >= _STRIKES_TO_SUSPECT and not record.out]
         return suspects[: (len(suspects) + 1) // 2]

@@ -37,10 +37,21 @@ class AsyncListener(Generic[M]):
         incarnation: int = 0,
         max_peers: int = 64,
     ) -> None:
-        self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
-        self.socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
-        options.configure(self.socket, max_bytes=schema.max_bytes)
+        self._open(zmq.asyncio.Context.instance(), name, schema, roles, incarnation, max_peers)
         options.bind(self.socket, run_dir, name)
+
+    def _open(
+        self,
+        context: zmq.asyncio.Context,
+        name: str,
+        schema: Schema[M],
+        roles: frozenset[str],
+        incarnation: int,
+        max_peers: int,
+    ) -> None:
+        self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
+        self.socket: zmq.asyncio.Socket = context.socket(zmq.ROUTER)
+        options.configure(self.socket, max_bytes=schema.max_bytes)
 
     async def receive(self) -> tuple[Peer, M]:
         """The next message. Handshakes and bad frames are answered on the way."""
@@ -49,7 +60,8 @@ class AsyncListener(Generic[M]):
             if len(frames) != 2:
                 self.core.counters.extra_frames += 1
                 continue
-            accepted = self.core.accept(frames[0].bytes, frames[1].bytes, peer_uid(peer_address(frames[1])))
+            uid, key_id = self._identity(frames[1])
+            accepted = self.core.accept(frames[0].bytes, frames[1].bytes, uid, key_id)
             if not isinstance(accepted, Reply):
                 return accepted
             self._send(accepted.routing_id, accepted.frame)
@@ -57,6 +69,10 @@ class AsyncListener(Generic[M]):
     def send(self, peer: Peer, message: Message) -> bool:
         """Queue a message; False (and counted) if the peer is gone or does not read."""
         return self._send(peer.routing_id, encode(message))
+
+    def _identity(self, frame: zmq.Frame) -> tuple[int | None, str]:
+        """Who sent it, by uid or by key, as libzmq knows; nothing that the peer says itself."""
+        return peer_uid(peer_address(frame)), ""
 
     def _send(self, routing_id: bytes, frame: bytes) -> bool:
         error = _failure(self.socket.send_multipart((routing_id, frame), zmq.NOBLOCK))
@@ -78,13 +94,16 @@ class AsyncDialer(Generic[M]):
     """The connecting end of a port."""
 
     def __init__(self, run_dir: RunDir, name: str, schema: Schema[M]) -> None:
+        self._open(name, str(run_dir.socket(name)), schema)
+        self.socket.connect(run_dir.address(name))
+
+    def _open(self, name: str, where: str, schema: Schema[M]) -> None:
         self.name = name
         self.schema = schema
         self.counters = PortCounters()
-        self._path = run_dir.socket(name)
+        self._where = where
         self.socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         options.configure(self.socket, max_bytes=schema.max_bytes)
-        self.socket.connect(run_dir.address(name))
 
     async def greet(self, role: str, name: str, timeout_s: float) -> Welcome:
         """Say hello and wait for the Welcome; raises the typed refusal, or `DaemonNotRunning` if nobody answers in time."""
@@ -94,7 +113,7 @@ class AsyncDialer(Generic[M]):
                 self.send(handshake.hello(role, name))
                 answer = await self.receive()
         except TimeoutError:
-            raise DaemonNotRunning(f"nobody answers on {self._path} within {timeout_s:g} s") from None
+            raise DaemonNotRunning(f"nobody answers on {self._where} within {timeout_s:g} s") from None
         return handshake.check_answer(answer, self.name)  # type: ignore[arg-type]
 
     async def receive(self) -> M:

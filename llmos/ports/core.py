@@ -34,7 +34,9 @@ class PortCounters:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A greeted connection. `serial` is never reused in this process; `uid` is the peer's unix user where the transport tells."""
+    """A greeted connection. `serial` is never reused in this process; `uid` is the peer's unix user and `key_id` its key, where the
+    transport tells.
+    """
 
     routing_id: bytes
     serial: int
@@ -42,6 +44,7 @@ class Peer:
     name: str
     pid: int
     uid: int | None
+    key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ class ListenerCore(Generic[M]):
     peers: dict[bytes, Peer] = field(default_factory=dict)
     _serials: Any = field(default_factory=lambda: itertools.count(1))
 
-    def accept(self, routing_id: bytes, frame: bytes, uid: int | None = None) -> tuple[Peer, M] | Reply:
+    def accept(
+        self, routing_id: bytes, frame: bytes, uid: int | None = None, key_id: str = ""
+    ) -> tuple[Peer, M] | Reply:
         """Decode one frame of a peer; what the owner need not see (handshakes, bad frames) becomes a `Reply` to send."""
         try:
             message = self.schema.decode(frame)
@@ -74,16 +79,17 @@ class ListenerCore(Generic[M]):
             self.counters.undecodable += 1
             return Reply(routing_id, encode(error_message(error, request_id(frame))))
         if isinstance(message, Hello):
-            return self._greet(routing_id, message, uid)
+            return self._greet(routing_id, message, uid, key_id)
         peer = self.peers.get(routing_id)
-        if peer is None:
+        # A routing id is the peer's to choose: somebody else may come with that of one who has just left.
+        if peer is None or (peer.uid, peer.key_id) != (uid, key_id):
             self.counters.before_hello += 1
             return Reply(
                 routing_id, encode(error_message(ProtocolError("say hello first", field="hello"), request_id(frame)))
             )
         return peer, message
 
-    def _greet(self, routing_id: bytes, hello: Hello, uid: int | None) -> Reply:
+    def _greet(self, routing_id: bytes, hello: Hello, uid: int | None, key_id: str) -> Reply:
         try:
             handshake.check_hello(hello, self.roles)
             if routing_id not in self.peers and len(self.peers) >= self.max_peers:
@@ -91,7 +97,7 @@ class ListenerCore(Generic[M]):
         except LlmosError as error:
             self.counters.refused_hello += 1
             return Reply(routing_id, encode(error_message(error, 0)))
-        peer = Peer(routing_id, next(self._serials), hello.role, hello.name, hello.pid, uid)
+        peer = Peer(routing_id, next(self._serials), hello.role, hello.name, hello.pid, uid, key_id)
         self.peers[routing_id] = peer
         if self.on_greet is not None:
             self.on_greet(peer)

@@ -14,9 +14,11 @@ import zmq.asyncio
 class LossMonitor:
     """Watches one socket. Open it before the handshake, so that no loss goes unseen."""
 
+    _EVENTS = zmq.EVENT_DISCONNECTED
+
     def __init__(self, socket: zmq.asyncio.Socket) -> None:
         self._watched = socket
-        self._events = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._events = socket.get_monitor_socket(self._EVENTS)
 
     async def lost(self) -> None:
         """Return at the next loss of a connection: the dialer's only one, or any one of a listener."""

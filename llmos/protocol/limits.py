@@ -21,6 +21,9 @@ MAX_TEMPERATURE = 100.0
 MAX_PENALTY_ABS = 10.0
 MAX_REPETITION_PENALTY = 10.0
 MAX_REQUEST_ID_CHARS = 64
+MADE_UP_REQUEST_ID = (
+    "auto-"  # how a `client_request_id` begins that no caller chose: it says nothing about what may be joined
+)
 MAX_MODEL_NAME_CHARS = 128
 MAX_IN_FLIGHT_PER_CLIENT = 1024  # requests of one client connection that have not ended
 MAX_CLIENTS = 256  # connections that said hello, per gateway

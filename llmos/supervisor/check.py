@@ -1,11 +1,15 @@
-"""What can be said about a configuration without starting anything: do the models' directories look like models?"""
+"""What can be said about a configuration without starting anything: do the models' directories look like models, is there a key for the
+network port?
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from llmos.config import Config, ModelConfig, model_path
-from llmos.errors import ModelError
+from llmos.config import Config, ModelConfig, model_path, state_dir, tcp_address
+from llmos.errors import ConfigError, ModelError
+from llmos.keys.keyfile import KeyFile
+from llmos.keys.server_key import read_server_key
 
 
 def check_models(config: Config) -> list[str]:
@@ -28,3 +32,20 @@ def _problem(model: ModelConfig, path: Path) -> str | None:
     if not any(path.glob("*.safetensors")):
         return f"model {model.name}: {path} has no *.safetensors (other formats can carry code)"
     return None
+
+
+def check_door(config: Config) -> list[str]:
+    """One line on the network port, if there is to be one; raises `ConfigError` if nobody could come in, or anybody."""
+    if tcp_address(config.gateway.tcp) is None:
+        return []
+    folder = state_dir(config.storage)
+    keys = KeyFile(folder)
+    live = sum(key.revoked is None for key in keys.read())
+    if not live:
+        text = f"gateway.tcp is set, but {keys.path} has no live key; make one: llmosctl keys add NAME --tenant TENANT"
+        raise ConfigError(text, field="gateway.tcp")
+    if read_server_key(folder) is None:
+        raise ConfigError(
+            f"gateway.tcp is set, but {folder} has no server.key; make it: llmosctl keys server", field="gateway.tcp"
+        )
+    return [f"network port {config.gateway.tcp}: {live} live keys"]

@@ -21,7 +21,7 @@ from llmos.config import Config, load_config, render_config
 from llmos.errors import ConfigError, LlmosError
 from llmos.log import setup_logging
 from llmos.ports.endpoint import RunDir, default_run_dir
-from llmos.supervisor.check import check_models
+from llmos.supervisor.check import check_door, check_models
 from llmos.supervisor.lock import AlreadyRunning, RunLock
 from llmos.supervisor.notify import Notifier
 from llmos.supervisor.plan import Stages, make_plan
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(render_config().rstrip())
             return 0
         config = load_config(options.config)
-        models = check_models(config)
+        found = [*check_models(config), *check_door(config)]
         if options.check:
-            _say("\n".join([f"{options.config or 'built-in defaults'}: valid", *models]))
+            _say("\n".join([f"{options.config or 'built-in defaults'}: valid", *found]))
             return 0
         setup_logging("llmosd", config.daemon.log_level)
         run_dir = RunDir(options.run_dir or config.daemon.run_dir or default_run_dir())
@@ -103,9 +103,10 @@ def _check_usable(run_dir: RunDir) -> None:
 def _serving_line(config: Config, run_dir: RunDir, seconds: float) -> str:
     models = ", ".join(model.name for model in config.models)
     pid = run_dir.lock.read_text().strip()
+    network = f" and tcp://{config.gateway.tcp}" if config.gateway.tcp else ""
     here = "" if run_dir.path == default_run_dir().absolute() else f"LLMOS_RUN_DIR={shlex.quote(str(run_dir.path))} "
     return (
-        f"llmos is serving {models} on {run_dir.socket('client')} (pid {pid}, {seconds:.1f} s); "
+        f"llmos is serving {models} on {run_dir.socket('client')}{network} (pid {pid}, {seconds:.1f} s); "
         f'try: {here}llmosctl run "What is the capital of France?"'
     )
 

@@ -1,7 +1,7 @@
 """The tensors of a model directory: one or many safetensors shards, checked before a byte of them is used.
 
-Each shard's header is read and bounded here first (length, JSON, types, offsets inside the file, sizes that match shapes), then
-the safetensors library maps the data. Whatever is missing, corrupt or of another shape is a `ModelError` naming file and tensor.
+Each shard's header is read and bounded here first (length, JSON, types, sizes that match shapes, tensors that fill the file), then the
+safetensors library maps the data. Whatever is missing, corrupt or of another shape is a `ModelError` naming file and tensor.
 """
 
 from __future__ import annotations
@@ -24,8 +24,15 @@ log = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the format itself
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+# 200,000 tensors; the format allows 100 MB, which as Python objects is several GB.
+_MAX_HEADER_BYTES = 32 * 1024 * 1024
+_MAX_DIMENSIONS = 8
+_ITEM_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
+}
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -126,19 +133,37 @@ def _read_header(shard: Path) -> dict[str, tuple[str, list[int]]]:
     if not isinstance(header, dict):
         raise ModelError(f"{shard}: not a safetensors file: the header is not an object")
     header.pop("__metadata__", None)
-    return {name: _check_entry(shard, name, entry, size - 8 - length) for name, entry in header.items()}
+    data_bytes = size - 8 - length
+    found = {name: _check_entry(shard, name, entry, data_bytes) for name, entry in header.items()}
+    _check_layout(shard, {name: header[name]["data_offsets"] for name in found}, data_bytes)
+    return found
+
+
+def _check_layout(shard: Path, offsets: dict[str, list[int]], data_bytes: int) -> None:
+    """No byte is two tensors', and none is nobody's."""
+    at = 0
+    for name, (begin, end) in sorted(offsets.items(), key=lambda item: item[1]):
+        if begin != at:
+            problem = "overlaps the one before" if begin < at else "leaves a hole before it"
+            raise ModelError(f"{shard}: corrupt: tensor {name!r} begins at byte {begin}, not {at}: it {problem}")
+        at = end
+    if at != data_bytes:
+        raise ModelError(f"{shard}: corrupt: {data_bytes - at} bytes after the last tensor are no tensor's")
 
 
 def _check_entry(shard: Path, name: str, entry: Any, data_bytes: int) -> tuple[str, list[int]]:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        ok = isinstance(dtype, str) and all(isinstance(n, int) and n >= 0 for n in [*shape, begin, end])
+        ok = isinstance(dtype, str) and isinstance(shape, list) and len(shape) <= _MAX_DIMENSIONS
+        ok = ok and all(type(n) is int and n >= 0 for n in [*shape, begin, end])  # True is an int, too
     except (KeyError, TypeError, ValueError):
         ok = False
     if not ok:
         raise ModelError(f"{shard}: corrupt: tensor {name!r} has a malformed header entry")
+    if dtype not in _ITEM_BYTES:
+        raise ModelError(f"{shard}: tensor {name!r} has the unknown dtype {dtype[:32]!r}")
     if not begin <= end <= data_bytes:
         raise ModelError(f"{shard}: corrupt: tensor {name!r} ends at byte {end} of {data_bytes}: the file is cut short")
-    if dtype in _ITEM_BYTES and math.prod(shape) * _ITEM_BYTES[dtype] != end - begin:
+    if math.prod(shape) * _ITEM_BYTES[dtype] != end - begin:
         raise ModelError(f"{shard}: corrupt: tensor {name!r} of shape {shape} has {end - begin} bytes")
     return dtype, list(shape)

@@ -87,6 +87,8 @@ class ModelSpec:
 def read_spec(directory: Path) -> ModelSpec:
     """Read and check `config.json`; raises `ModelError`."""
     fields = ConfigFields.read(directory, CONFIG_FILE)
+    if fields.present("auto_map"):
+        raise fields.error("auto_map", "the model brings code of its own, which llmos does not run")
     family = _family(fields)
     spec = _spec(fields, family)
     fields.refuse_typos()

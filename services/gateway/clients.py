@@ -26,32 +26,47 @@ R = TypeVar("R")
 
 
 class ClientState(Generic[R]):
-    """One connected client. `requests` by the client's own numbers."""
+    """One connected client. `id`: no other client of this gateway has it. `requests` by the client's own numbers."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, table: ClientTable[R]) -> None:
         self.peer = peer
+        self.table = table
+        self.id = table.prefix + peer.routing_id
         self.requests: dict[int, R] = {}
         self.backlog: deque[Message] = deque()
 
 
 class ClientTable(Generic[R]):
-    """Clients by routing id. `on_gone` is called once for each client that left, after it was forgotten."""
+    """Clients of one listener. `on_gone` is called once for each client that left, after it was forgotten. `prefix` of its clients' ids:
+    routing ids are only different within one listener.
+    """
 
-    def __init__(self, listener: AsyncListener[Any], on_gone: Callable[[ClientState[R]], None]) -> None:
+    def __init__(
+        self, listener: AsyncListener[Any], on_gone: Callable[[ClientState[R]], None], prefix: bytes = b""
+    ) -> None:
         self.listener = listener
+        self.prefix = prefix
         self._on_gone = on_gone
         self._clients: dict[bytes, ClientState[R]] = {}
 
     def of(self, peer: Peer) -> ClientState[R]:
         """The state of a client that just spoke."""
         client = self._clients.get(peer.routing_id)
+        if client is not None and (client.peer.uid, client.peer.key_id) != (peer.uid, peer.key_id):
+            self._leave(client)  # its routing id is somebody else's now
+            client = None
         if client is None:
-            client = self._clients[peer.routing_id] = ClientState(peer)
+            client = self._clients[peer.routing_id] = ClientState(peer, self)
         client.peer = peer
         return client
 
-    def find(self, routing_id: bytes) -> ClientState[R] | None:
-        return self._clients.get(routing_id)
+    def find(self, client_id: bytes) -> ClientState[R] | None:
+        if not client_id.startswith(self.prefix):
+            return None
+        return self._clients.get(client_id.removeprefix(self.prefix))
+
+    def each(self) -> list[ClientState[R]]:
+        return list(self._clients.values())
 
     def send(self, client: ClientState[R], message: Message) -> None:
         """Send now, or later if the client does not read."""
@@ -91,7 +106,23 @@ class ClientTable(Generic[R]):
             client.backlog.popleft()
 
     def _forget(self, client: ClientState[R]) -> None:
-        client.backlog.clear()
         self.listener.core.forget(client.peer)
+        self._leave(client)
+
+    def _leave(self, client: ClientState[R]) -> None:
+        client.backlog.clear()
         if self._clients.pop(client.peer.routing_id, None) is not None:
             self._on_gone(client)
+
+
+class ClientTables(Generic[R]):
+    """The clients of several listeners."""
+
+    def __init__(self, *tables: ClientTable[R]) -> None:
+        self._tables = tables
+
+    def find(self, client_id: bytes) -> ClientState[R] | None:
+        return next((found for table in self._tables if (found := table.find(client_id)) is not None), None)
+
+    def send(self, client: ClientState[R], message: Message) -> None:
+        client.table.send(client, message)

@@ -6,8 +6,9 @@
     Wait(9)    ->   Wait(33, rid, owner)   ->   (hours later) Waited(9)
     Wait(4)    ->   -                      ->   Waited(4): another client's; the microkernel was asked already
 
-`owner` is the client's own name, whatever the client wrote there, and None for an administrator. The microkernel filters by
-it: a sequence of somebody else answers exactly like one that does not exist. What needs an administrator is refused here.
+`owner` is the client's tenant, whatever the client wrote there, and None for an administrator. The microkernel filters by
+it: a sequence of somebody else answers exactly like one that does not exist. What the client's role does not allow (rights.py) is
+refused here.
 
 A Wait may last as long as its sequence. Clients that wait for the same one share one Wait at the microkernel, which outlives
 them: who leaves, or sends a Cancel, is forgotten here, and a new one joins. So the microkernel holds at most one per sequence and
@@ -53,6 +54,7 @@ from llmos.protocol.messages import (
 )
 from llmos.services.gateway.owners import Asker
 from llmos.services.gateway.questions import deadline_left
+from llmos.services.gateway.rights import check_right
 from llmos.services.gateway.validate import check_control
 
 TIMEOUT_S = 10.0
@@ -63,7 +65,7 @@ _UNKNOWN = "the microkernel died, and it is not known whether it forked the sequ
 
 @dataclass(frozen=True, slots=True)
 class _Client:
-    """One that waits for an answer. `client` is its routing id."""
+    """One that waits for an answer. `client` is its id."""
 
     client: bytes
     req: int
@@ -72,9 +74,10 @@ class _Client:
 @dataclass(slots=True)
 class _Question:
     """What the microkernel is asked with `verb`, under our number. `asked_at`: when it came; `times`: how often it was sent.
-    `wait`: rid and owner, if it is a Wait. `refusal`: the answer, unless a Stat says that it did happen.
+    `wait`: rid and owner, if it is a Wait. `refusal`: the answer, unless a Stat says that it did happen. `asker`: who asked first.
     """
 
+    asker: Asker
     clients: list[_Client]
     verb: Any
     asked_at: float
@@ -85,11 +88,20 @@ class _Question:
 
 
 class ControlRelay:
-    """`send` to the microkernel returns False if it is not there; `reply` goes to a client by routing id."""
+    """`send` to the microkernel returns False if it is not there; `reply` goes to a client by its id. `audit` is told of every verb
+    that was answered, but for Waits.
+    """
 
-    def __init__(self, send: Callable[[Message], bool], reply: Callable[[bytes, Message], None], max_open: int) -> None:
+    def __init__(
+        self,
+        send: Callable[[Message], bool],
+        reply: Callable[[bytes, Message], None],
+        max_open: int,
+        audit: Callable[[Asker, Message, Message], None] = lambda asker, verb, answer: None,
+    ) -> None:
         self._send = send
         self._reply = reply
+        self._audit = audit
         self._max_open = max_open
         self._is_down = False
         self._numbers = itertools.count(1)
@@ -104,13 +116,15 @@ class ControlRelay:
         """A client's request."""
         client = _Client(asker.client, request.req)
         try:
+            check_right(asker.role, request)
             check_control(request, asker.is_administrator)
             if isinstance(request, Wait):
                 self._wait(asker, request, client, now)
             else:
-                self._put(asker, request, _Question([client], request, now, now + TIMEOUT_S))
+                self._put(asker, request, _Question(asker, [client], request, now, now + TIMEOUT_S))
         except LlmosError as error:
             self._refuse(client, error)
+            self._audit(asker, request, error_message(error, request.req))
 
     def cancel(self, client: bytes, req: int) -> None:
         """The client does not wait any more. Idempotent."""
@@ -122,6 +136,15 @@ class ControlRelay:
 
     def on_client_gone(self, client: bytes) -> None:
         for req in list(self._waiting.get(client, ())):
+            self.cancel(client, req)
+
+    def dismiss(self, client: bytes, error: LlmosError) -> None:
+        """It may not be here any more: what it waits for is answered with the error. A verb may have been carried out."""
+        for number, question in list(self._questions.items()):
+            if question.wait is None and question.clients[0].client == client:
+                self._fail(number, error)
+        for req in list(self._waiting.get(client, ())):
+            self._refuse(_Client(client, req), error)
             self.cancel(client, req)
 
     # ------------------------------------------------------------ the microkernel
@@ -139,6 +162,7 @@ class ControlRelay:
             self._send(Stat(message.req, question.verb.rid, question.verb.owner))
             return
         self._drop(message.req)
+        self._answered(question, message)
         for client in question.clients:
             self._reply(client.client, structs.replace(message, req=client.req))
 
@@ -170,11 +194,6 @@ class ControlRelay:
                 verb = structs.replace(verb, deadline_ms=deadline_left(verb.deadline_ms, now - question.asked_at))
             question.times += self._send(verb)
 
-    def fail_all(self, error: LlmosError) -> None:
-        """The gateway stops."""
-        for number in list(self._questions):
-            self._fail(number, error)
-
     def expire(self, now: float) -> None:
         """Fail what waited too long."""
         error = Unavailable("the microkernel is not running" if self._is_down else "the microkernel is silent")
@@ -192,7 +211,7 @@ class ControlRelay:
         key = (request.rid, asker.limited_to)
         question = self._waits.get(key)
         if question is None:
-            question = self._waits[key] = _Question([], request, now, math.inf, key)
+            question = self._waits[key] = _Question(asker, [], request, now, math.inf, key)
             self._put(asker, request, question)
         question.clients.append(client)
         self._waiting.setdefault(asker.client, {})[request.req] = question
@@ -211,10 +230,15 @@ class ControlRelay:
             question.deadline = question.asked_at + (RECOVERY_S if question.wait is None else PATIENCE_S)
 
     def _fail(self, number: int, error: LlmosError) -> None:
-        clients = self._questions[number].clients
+        question = self._questions[number]
         self._drop(number)
-        for client in clients:
+        self._answered(question, error_message(error, number))
+        for client in question.clients:
             self._refuse(client, error)
+
+    def _answered(self, question: _Question, answer: Message) -> None:
+        if question.wait is None:
+            self._audit(question.asker, question.verb, answer)
 
     def _drop(self, number: int) -> None:
         """The question is answered, or never will be."""

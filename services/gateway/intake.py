@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmos.protocol.limits import MADE_UP_REQUEST_ID
 from llmos.protocol.messages import (
     Append,
     Attach,
@@ -30,8 +31,6 @@ from llmos.services.gateway.exchanges import Exchange
 from llmos.services.gateway.owners import Asker
 from llmos.services.gateway.requests import Outbox, Request
 from llmos.services.gateway.streams import Stream
-
-MADE_UP = "auto-"  # a `client_request_id` that begins like this is not the caller's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ INTAKE: dict[type, Callable[[Any, Entry], Request]] = {
 def _is_durable(message: Generate | Spawn) -> bool:
     """Did the caller name it, to find it again? Libraries name requests to be able to repeat them, and say so."""
     key = message.client_request_id
-    return key is not None and not key.startswith(MADE_UP)
+    return key is not None and not key.startswith(MADE_UP_REQUEST_ID)
 
 
 def _encode(request: Request, message: Generate | Spawn | Append | Tokenize, info: ModelInfo, entry: Entry) -> Request:

@@ -45,13 +45,14 @@ from llmos.protocol.messages import (
     Stats,
     TokenEntry,
 )
-from llmos.services.gateway.clients import ClientState, ClientTable
+from llmos.services.gateway.clients import ClientState, ClientTable, ClientTables
 from llmos.services.gateway.deadlines import Deadlines
 from llmos.services.gateway.desk import Desk
 from llmos.services.gateway.intake import INTAKE, Entry
-from llmos.services.gateway.owners import Asker, is_administrator, owner_name
+from llmos.services.gateway.owners import Asker, identify
 from llmos.services.gateway.readers import Readers
 from llmos.services.gateway.requests import ASKING, Granted, Outbox, Request, RequestState
+from llmos.services.gateway.rights import check_right
 from llmos.services.gateway.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -64,19 +65,31 @@ _QUESTIONS = (SeqSubmit, SeqSpawn, SeqAppend, SeqContinue, SeqAttach, Stat)
 _WAITING = (RequestState.ENCODING, RequestState.SUBMITTED, RequestState.RESUMING)
 
 
+def _local(client: ClientState[int]) -> Asker:
+    return identify(client.id, client.peer, None)
+
+
 class Router:
     """`send_text` and `send_kernel` return False if the service is not there. `key_prefix`: different in every gateway process that
-    there ever was.
+    there ever was. `identify` raises `Unauthorized` for a client whose key is not live any more.
     """
 
-    def __init__(self, send_text: Send, send_kernel: Send, max_in_flight: int, key_prefix: str) -> None:
+    def __init__(
+        self,
+        send_text: Send,
+        send_kernel: Send,
+        max_in_flight: int,
+        key_prefix: str,
+        identify: Callable[[ClientState[int]], Asker] = _local,
+    ) -> None:
         self.models: dict[str, ModelInfo] = {}
-        self.clients: ClientTable[int] | None = None  # request numbers; set once the socket is bound
+        self.clients: ClientTable[int] | ClientTables[int] | None = None  # request numbers; set once they are bound
         self.waiting_bytes = 0
         self._send_text = send_text
         self._send_kernel = send_kernel
         self._max_in_flight = max_in_flight
         self._key_prefix = key_prefix
+        self._identify = identify
         self._numbers = itertools.count(1)
         self._requests: dict[int, Request] = {}
         self._weights: dict[int, int] = {}
@@ -99,7 +112,7 @@ class Router:
             try:
                 self._enter(client, message, now, out)
             except LlmosError as refusal:
-                out.client.append((client.peer.routing_id, error_message(refusal, message.req)))
+                out.client.append((client.id, error_message(refusal, message.req)))
         elif isinstance(message, (Ack, Cancel)):
             request = self._requests.get(client.requests.get(message.req, 0))
             if isinstance(request, Stream):  # others have just ended, or are answered at once
@@ -110,7 +123,17 @@ class Router:
                     self._settle(request, now, out)
         else:
             error = InvalidRequest(f"{type(message).__name__} belongs on the client-control socket", field="message")
-            out.client.append((client.peer.routing_id, error_message(error, message.req)))
+            out.client.append((client.id, error_message(error, message.req)))
+        self._flush(out, now)
+
+    def dismiss(self, client: ClientState[int], error: LlmosError, now: float) -> None:
+        """It may not be here any more: everything it reads or waits for ends with the error."""
+        out = Outbox()
+        for number in list(client.requests.values()):
+            request = self._requests.get(number)
+            if request is not None:
+                request.fail(error, out)
+                self._settle(request, now, out)
         self._flush(out, now)
 
     def on_client_gone(self, client: ClientState[int], now: float) -> None:
@@ -128,14 +151,15 @@ class Router:
 
     def _enter(self, client: ClientState[int], message: Any, now: float, out: Outbox) -> None:
         """Begin a request; raises the typed refusal."""
+        asker = self._identify(client)
+        check_right(asker.role, message)
         if message.req <= 0 or message.req in client.requests:
             raise InvalidRequest(f"req: {message.req} is in use or not positive", field="req")
         if len(client.requests) >= self._max_in_flight:
             raise Overloaded(f"{len(client.requests)} requests of this client are in flight, the limit")
         if self.waiting_bytes > MAX_WAITING_BYTES:
             raise Overloaded(f"prompts of {self.waiting_bytes} bytes wait for a service, more than the limit")
-        peer, number = client.peer, next(self._numbers)
-        asker = Asker(peer.routing_id, owner_name(peer.uid), is_administrator(peer.uid))
+        number = next(self._numbers)
         entry = Entry(asker, number, f"{self._key_prefix}{number}", now, self.models, out)
         request = INTAKE[type(message)](message, entry)
         self._requests[number] = request
@@ -350,8 +374,8 @@ class Router:
         for message in out.kernel:
             if self._send_kernel(message) and isinstance(message, _QUESTIONS):
                 self._requests[message.req].sent(message)  # a request that asks is not over
-        for routing_id, message in out.client:
-            client = self.clients.find(routing_id) if self.clients is not None else None
+        for client_id, message in out.client:
+            client = self.clients.find(client_id) if self.clients is not None else None
             if client is not None:
                 assert self.clients is not None
                 self.clients.send(client, message)

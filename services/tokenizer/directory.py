@@ -30,6 +30,10 @@ class ModelDirectory:
         self.generation = self.read("generation_config.json")
         self.tokenizer = self.read("tokenizer_config.json")
         self.special_tokens = self._special_tokens()
+        for name, content in (("config.json", whole), ("tokenizer_config.json", self.tokenizer)):
+            if content.get("auto_map") is not None:
+                text = f"{path / name}: auto_map: the model brings code of its own, which llmos does not run"
+                raise ModelError(text, field="auto_map")
 
     def read(self, name: str) -> dict[str, Any]:
         """One JSON file; {} if it is not there."""

@@ -16,6 +16,7 @@ import pytest
 from gateway_world import until
 
 from llmos.client.link import Link, Outages
+from llmos.client.place import LocalPlace
 from llmos.client.presence import daemon_runs
 from llmos.errors import DaemonNotRunning, Overloaded, Unavailable, VersionMismatch
 from llmos.ports.aio import AsyncListener
@@ -34,7 +35,7 @@ class Place:
         self.listener: AsyncListener[Any] | None = None
 
     def link(self, reconnect_s: float = 10.0) -> Link:
-        return Link(self.run_dir, "client", "test", Outages(reconnect_s, self.told.append))
+        return Link(LocalPlace(self.run_dir), "client", "test", Outages(reconnect_s, self.told.append))
 
     def listen(self, max_peers: int = 8) -> None:
         schema: Schema[Any] = Schema(m.ClientToGateway)

@@ -30,6 +30,7 @@ EXPORTED = [
     "SamplingParams",
     "Sequence",
     "SequenceFailed",
+    "Unauthorized",
     "Unavailable",
     "VersionMismatch",
     "WrongState",

@@ -51,7 +51,7 @@ BAD_PARAMS: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("sampling", "field", "words"), BAD_PARAMS, ids=[str(row[0])[:40] for row in BAD_PARAMS])
+@pytest.mark.parametrize(("sampling", "field", "words"), BAD_PARAMS, ids=[f"{row[1]}: {row[2]}" for row in BAD_PARAMS])
 def test_bad_parameters_name_themselves(sampling: dict[str, Any], field: str, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words) as caught:
         merge_params(None, sampling)

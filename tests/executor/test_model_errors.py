@@ -204,6 +204,40 @@ def test_no_weights(tmp_path):
     assert refused(directory).endswith("weights in pickle form (*.bin) are not read")
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.gguf", "model.ckpt"])
+def test_other_formats_are_not_looked_at(tmp_path, name):
+    """A pickle that runs code when it is opened: it is not."""
+    directory = copy_of(tmp_path)
+    (directory / "model.safetensors").unlink()
+    ran = tmp_path / "ran"
+    (directory / name).write_bytes(f"cos\nmkdir\n(S'{ran}'\ntR.".encode())
+    assert "neither model.safetensors nor model.safetensors.index.json is there" in refused(directory)
+    (directory / name).rename(directory / "model.safetensors")
+    assert "not a safetensors file" in refused(directory)
+    assert not ran.exists()
+
+
+def test_a_header_too_long(tmp_path):
+    path = tmp_path / "model.safetensors"
+    length = 32 * 1024 * 1024 + 1
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", length))
+        file.truncate(8 + length)
+    with pytest.raises(ModelError, match=f"header length {length} in a file of {length + 8} bytes"):
+        Checkpoint(tmp_path)
+
+
+def test_a_model_with_code_of_its_own(tmp_path):
+    directory = copy_of(tmp_path)
+    edit_config(directory, auto_map={"AutoModelForCausalLM": "modeling_evil.EvilForCausalLM"})
+    (directory / "modeling_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert (
+        refused(directory)
+        == f"{directory}/config.json: auto_map: the model brings code of its own, which llmos does not run"
+    )
+    assert not (tmp_path / "ran").exists()
+
+
 def test_missing_shard(tmp_path):
     directory = copy_of(tmp_path, max_shard_size="30KB")
     shard = sorted(directory.glob("model-*.safetensors"))[1]
@@ -280,6 +314,20 @@ def with_header(directory: Path, header: bytes, data: bytes = b"\0" * 16, length
         (b'{"t": {"dtype": "F32", "shape": [4], "data_offsets": [0, 17]}}', None, "ends at byte 17 of 16: the file is cut short"),
         (b'{"t": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}}', None, "ends at byte 0 of 16"),
         (b'{"t": {"dtype": "F32", "shape": [3], "data_offsets": [0, 16]}}', None, "tensor 't' of shape [3] has 16 bytes"),
+        (b'{"t": {"dtype": "F32", "shape": [true, 4], "data_offsets": [0, 16]}}', None, "malformed header entry"),
+        (b'{"t": {"dtype": "F32", "shape": "4", "data_offsets": [0, 16]}}', None, "malformed header entry"),
+        (b'{"t": {"dtype": "F32", "shape": [1,1,1,1,1,1,1,1,4], "data_offsets": [0, 16]}}', None, "malformed header entry"),
+        (b'{"t": {"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]}}', None, "malformed header entry"),
+        (b'{"t": {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]}}', None, "malformed header entry"),
+        (b'{"t": {"dtype": "PYOBJ", "shape": [4], "data_offsets": [0, 16]}}', None, "the unknown dtype 'PYOBJ'"),
+        (b'{"t": {"dtype": "U8", "shape": [12], "data_offsets": [0, 12]}, "u": {"dtype": "U8", "shape": [8], "data_offsets": [8, 16]}}',
+         None, "tensor 'u' begins at byte 8, not 12: it overlaps the one before"),
+        (b'{"t": {"dtype": "U8", "shape": [16], "data_offsets": [0, 16]}, "u": {"dtype": "U8", "shape": [16], "data_offsets": [0, 16]}}',
+         None, "it overlaps the one before"),
+        (b'{"t": {"dtype": "U8", "shape": [12], "data_offsets": [4, 16]}}', None, "it leaves a hole before it"),
+        (b'{"t": {"dtype": "U8", "shape": [12], "data_offsets": [0, 12]}}', None, "4 bytes after the last tensor are no tensor's"),
+        (b'{"t": {"dtype": "U8", "shape": [18446744073709551616, 0], "data_offsets": [0, 0]}}', None, "16 bytes after the last"),
+        (b"[" * 1_000_000, None, "the header is not JSON"),
     ],
 )  # fmt: skip
 def test_corrupt_header(tmp_path, header, length, problem):

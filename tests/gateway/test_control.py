@@ -10,7 +10,8 @@ import pytest
 from gateway_world import explained, tenant_row, usage
 
 from llmos.codes import ErrorCode, FinishReason, PageFate
-from llmos.errors import InvalidRequest, NotFound, PermissionRefused, Unavailable
+from llmos.errors import InvalidRequest, NotFound
+from llmos.keys.roles import Role
 from llmos.ports.core import error_message
 from llmos.protocol import limits
 from llmos.protocol import messages as m
@@ -18,9 +19,9 @@ from llmos.services.gateway.control import PATIENCE_S, RECOVERY_S, TIMEOUT_S, Co
 from llmos.services.gateway.owners import Asker, is_administrator, owner_name
 from llmos.services.gateway.validate import check_control
 
-ALICE = Asker(b"alice", "alice", is_administrator=False)
-ROOT = Asker(b"root", "root", is_administrator=True)
-BOB = Asker(b"bob", "bob", is_administrator=False)
+ALICE = Asker(b"alice", "alice", Role.INSPECT)
+ROOT = Asker(b"root", "root", Role.ADMIN)
+BOB = Asker(b"bob", "bob", Role.INSPECT)
 FOR_ADMINISTRATORS = [m.TenantSet(5, "alice", weight=3.0), m.RecordWrite(5), m.RestartService(5, "gateway")]
 VERBS = [
     m.PsGet(5, "mallory"),
@@ -130,7 +131,7 @@ def test_answers_find_their_clients() -> None:
     [
         (m.Nice(5, 1, -1), "nice"),
         (m.Nice(5, 1, -20), "nice"),
-        (m.TenantSet(5, "alice", weight=2.0), "tenant"),
+        (m.TenantSet(5, "alice", weight=2.0), None),
         (m.RecordWrite(5), None),
         (m.RestartService(5, "gateway"), None),
     ],
@@ -140,9 +141,8 @@ def test_what_only_administrators_may(verb: Any, field: str | None) -> None:
     world.relay.ask(ALICE, verb, 0.0)
     assert world.refused() == (5, ErrorCode.PERMISSION, field)
     assert world.asked == []
-    with pytest.raises(PermissionRefused, match="administrators only"):
-        check_control(verb, is_administrator=False)
-    check_control(verb, is_administrator=True)
+    world.relay.ask(ROOT, verb, 0.0)
+    assert len(world.asked) == 1
 
 
 @pytest.mark.parametrize("nice", [0, 19])
@@ -227,12 +227,10 @@ def test_a_silent_microkernel_fails_what_waits_once() -> None:
     assert world.replies == []
     world.relay.expire(TIMEOUT_S)
     world.relay.ask(ALICE, m.ModelsGet(6), TIMEOUT_S)
-    world.relay.fail_all(Unavailable("gone"))
     world.relay.answer(m.StatusReply(1, "0", 0.0, (), ()))
     errors = [(a.req, a.code, a.message) for _, a in world.replies if isinstance(a, m.Error)]
-    silent = "the microkernel is silent"
-    assert errors == [(5, ErrorCode.UNAVAILABLE, silent), (6, ErrorCode.UNAVAILABLE, "gone")]
-    assert len(world.replies) == 2
+    assert errors == [(5, ErrorCode.UNAVAILABLE, "the microkernel is silent")]
+    assert len(world.replies) == 1
 
 
 def test_questions_of_one_client_are_limited() -> None:
@@ -266,7 +264,7 @@ def test_who_waits_for_the_same_sequence_shares_one_question() -> None:
     world = Relay()
     world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
     world.relay.ask(ALICE, m.Wait(6, 7), 0.0)
-    world.relay.ask(Asker(b"alice2", "alice", is_administrator=False), m.Wait(5, 7), 0.0)
+    world.relay.ask(Asker(b"alice2", "alice", Role.INSPECT), m.Wait(5, 7), 0.0)
     assert world.asked == [m.Wait(1, 7, "alice")]
     world.relay.ask(BOB, m.Wait(5, 7), 0.0)  # may be told something else
     world.relay.ask(ROOT, m.Wait(5, 7), 0.0)
@@ -290,7 +288,7 @@ def test_who_left_is_not_told_and_who_comes_joins() -> None:
     world.relay.ask(ALICE, m.Wait(6, 8), 0.0)
     world.relay.on_client_gone(b"alice")
     world.relay.on_client_gone(b"alice")
-    world.relay.ask(Asker(b"alice2", "alice", is_administrator=False), m.Wait(9, 7), 0.0)
+    world.relay.ask(Asker(b"alice2", "alice", Role.INSPECT), m.Wait(9, 7), 0.0)
     assert world.asked == [m.Wait(1, 7, "alice"), m.Wait(2, 8, "alice")]
     world.relay.answer(waited(1))
     world.relay.answer(m.Waited(2, 8, FinishReason.STOP, usage()))
@@ -470,19 +468,6 @@ def test_those_who_wait_are_told_by_the_next_one() -> None:
     assert [(client, answer.req) for client, answer in world.replies] == [(b"alice", 5), (b"alice", 6)]  # type: ignore[attr-defined]
     world.relay.ask(BOB, m.Wait(7, 8), 0.0)
     assert world.asked[-1] == m.Wait(4, 8, "bob")
-
-
-def test_the_end_of_the_gateway_fails_all_who_wait_once() -> None:
-    world = Relay()
-    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
-    world.relay.ask(BOB, m.Wait(5, 7), 0.0)
-    world.relay.ask(ALICE, m.Wait(6, 7), 0.0)
-    world.relay.fail_all(Unavailable("gone"))
-    world.relay.fail_all(Unavailable("again"))
-    assert [client for client, _ in world.replies] == [b"alice", b"alice", b"bob"]
-    assert all(isinstance(a, m.Error) and a.message == "gone" for _, a in world.replies)
-    world.relay.ask(ALICE, m.Wait(5, 7), 0.0)
-    assert len(world.asked) == 3
 
 
 def test_owner_names() -> None:

@@ -113,8 +113,8 @@ def test_cancel_ends_the_output_and_not_the_sequence(world: GatewayWorld) -> Non
 def test_foreign_answers_like_unknown(world: GatewayWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     with Peer(world) as owner, Peer(world) as stranger:
         rid = owner.ask(m.Spawn(1, None, text="abc"), m.Spawned).rid
-        monkeypatch.setattr("llmos.services.gateway.router.owner_name", lambda _: "bob")
-        monkeypatch.setattr("llmos.services.gateway.router.is_administrator", lambda _: False)
+        monkeypatch.setattr("llmos.services.gateway.owners.owner_name", lambda _: "bob")
+        monkeypatch.setattr("llmos.services.gateway.owners.is_administrator", lambda _: False)
         for make in (
             lambda rid: m.Append(5, rid, "echo", "x", None),
             lambda rid: go_on(5, rid),

@@ -245,3 +245,7 @@ def test_second_start_is_refused_with_the_pid_of_the_first():
         second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert second.returncode == 73
         assert str(daemon.process.pid) in second.stderr
+
+
+def test_without_configuration_there_is_no_network_port(daemon):
+    assert daemon.listening() == set()

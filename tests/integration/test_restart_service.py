@@ -51,6 +51,27 @@ def test_a_stream_goes_on(daemon, name):
     assert f"{name} (pid {old}) is down" not in daemon.log
 
 
+def test_all_services_are_replaced_while_streams_go_on(daemon):
+    wait_until(lambda: len(daemon.children()) == 5, "all services")
+    old = {name: child.pid for name, child in daemon.children().items()}
+    with Client(daemon.run_dir) as client:
+        streams = [
+            client.generate([1, 2, 3], stream=True, seed=seed, max_tokens=COUNT, ignore_eos=True) for seed in range(4)
+        ]
+        done = ctl(daemon, "upgrade", "--json")
+        assert done.returncode == 0, done.stderr + daemon.log
+        for seed, stream in enumerate(streams):
+            tokens = [token for chunk in stream for token in chunk.token_ids]
+            assert tokens == [fake_token(seed, 3 + i, VOCAB) for i in range(COUNT)]
+    rows = json.loads(done.stdout)
+    assert [row["service"] for row in rows] == ["executor.demo", "storage", "tokenizer", "gateway", "microkernel"]
+    assert {row["service"]: row["old_pid"] for row in rows} == old
+    assert {row["service"]: row["pid"] for row in rows} == {
+        name: child.pid for name, child in daemon.children().items()
+    }
+    assert not set(old.values()) & {row["pid"] for row in rows}
+
+
 def test_an_unknown_service_is_answered_with_those_there_are(daemon):
     done = ctl(daemon, "restart", "nobody")
     assert (done.returncode, done.stderr.count("\n")) == (4, 1)

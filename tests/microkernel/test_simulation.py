@@ -22,7 +22,7 @@ from simulation.shrink import Violation, attempt, find, leave_out, shrink, story
 from llmos.codes import FinishReason
 from llmos.microkernel.holdings import Holdings
 
-SEEDS = range(80)
+SEEDS = range(112)
 EVENTS = 700
 SCRIPT = Path(__file__).parents[2] / "bench" / "simulate.py"
 

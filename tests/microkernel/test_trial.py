@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from kernel_world import SUPERVISOR, World
+from kernel_world import CONTROL, SUPERVISOR, World
 
 from llmos.codes import FinishReason
 from llmos.protocol import messages as m
@@ -125,3 +125,35 @@ def test_an_open_sequence_is_convicted_too():
     rid = world.spawn([1, POISON, 3])
     run(world)
     assert world.ask(m.Wait(1, rid)).reason == FinishReason.POISONED
+
+
+def test_nobody_waits_for_a_suspect_that_may_not_run():
+    world = make_world(num_pages=400)
+    slow, other = world.submit([1, 2], owner="slow", max_tokens=9), world.submit([3, 4], owner="fast", max_tokens=9)
+    world.ask(m.TenantSet(7, "slow", tokens_per_s=0.001))
+    for _ in range(2):
+        die(world)
+    run(world)
+    assert world.streams[slow].end is None
+    assert world.streams[other].end.reason == FinishReason.LENGTH
+    assert world.kernel.state.lanes["demo"].trial.is_watching
+    assert not world.kernel.state.lanes["demo"].trial.is_on
+
+
+def test_a_suspect_that_was_let_out_is_convicted_when_it_strikes_again():
+    world = make_world(num_pages=400)
+    culprit = world.submit([1, POISON], owner="slow", max_tokens=9)
+    others = [world.submit([3, index], owner="fast", max_tokens=60) for index in range(4)]
+    world.ask(m.TenantSet(7, "slow", tokens_per_s=1.0))
+    deaths = 0
+    for _ in range(400):
+        world.now += 0.05
+        world.send(CONTROL, m.TenantsGet(0))  # time passes
+        if world.executor.inbox and computes_poison(world):
+            deaths += 1
+            die(world)
+        elif world.executor.inbox:
+            world.step()
+    assert world.streams[culprit].end.reason == FinishReason.POISONED
+    assert deaths <= 7
+    assert all(world.streams[rid].end.reason == FinishReason.LENGTH for rid in others)

@@ -10,6 +10,9 @@ import pytest
 
 import llmos
 from llmos.config import render_config
+from llmos.keys.keyfile import KeyFile
+from llmos.keys.roles import Role
+from llmos.keys.server_key import make_server_key
 from llmos.ports.endpoint import RunDir
 from llmos.supervisor.lock import AlreadyRunning, RunLock
 from llmos.supervisor.main import main
@@ -53,6 +56,35 @@ def test_check_reports_every_problem_of_the_file(tmp_path, capsys):
         f"llmosd: {config}:2: unknown key 'log_levle' in [daemon]; did you mean 'log_level'?\n"
         f"llmosd: {config}:4: gateway.max_clients: 0 is outside 1 to 65_536\n"
     )
+
+
+def test_a_network_port_needs_a_key(tmp_path, capsys):
+    """Neither a check nor a start passes without; a wildcard address is no exception."""
+    state, run_dir = tmp_path / "state", tmp_path / "run"
+    config = make_config(
+        tmp_path,
+        f'[[models]]\nname = "demo"\nbackend = "fake"\n[gateway]\ntcp = "0.0.0.0:5820"\n[storage]\nstate_dir = "{state}"\n',
+    )
+    ways = (["--check"], ["--run-dir", str(run_dir)])
+
+    def refused(words):
+        for way in ways:
+            assert main(["--config", config, *way]) == 72
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert words in captured.err
+        assert not run_dir.exists()
+
+    refused(f"llmosd: gateway.tcp is set, but {state}/keys.json has no live key; make one: llmosctl keys add")
+    key, _ = KeyFile(state).add("a", "alice", Role.SUBMIT)
+    refused("has no server.key; make it: llmosctl keys server")
+    make_server_key(state)
+    assert main(["--config", config, "--check"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "network port 0.0.0.0:5820: 1 live keys"
+    KeyFile(state).revoke(key.id)
+    refused("has no live key")
+    (state / "keys.json").write_text("{")
+    refused(f"llmosd: {state}/keys.json: ")
 
 
 def test_check_reports_every_bad_model_directory(tmp_path, capsys):

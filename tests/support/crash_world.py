@@ -17,7 +17,6 @@ from loop_thread import wait_until
 
 from llmos.ports.aio import AsyncDialer, AsyncListener
 from llmos.protocol.messages import Hello
-from llmos.services.gateway import service
 from llmos.services.gateway.service import Gateway
 
 LISTENS, DIALS = {"client", "client-control"}, {"text", "kernel", "kernel-control"}
@@ -62,7 +61,6 @@ class CrashWorld(GatewayWorld):
         self._lives: dict[asyncio.AbstractEventLoop, Life] = {}
         self._ended: list[Life] = []
         self._patches = [
-            mock.patch.object(service, "_FAREWELL_S", 0.0),
             mock.patch.object(AsyncListener, "receive", self._receives(AsyncListener.receive)),
             mock.patch.object(AsyncDialer, "receive", self._receives(AsyncDialer.receive)),
             mock.patch.object(AsyncListener, "send", self._sends(AsyncListener.send)),

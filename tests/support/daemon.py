@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,14 +27,15 @@ def wait_until(condition: Callable[[], object], what: str, deadline_s: float = D
 
 
 class Daemon:
-    """Started and serving. `log` is its stderr."""
+    """Started and serving. `log` is its stderr. `prepare`: done to its state directory before it starts."""
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: str, prepare: Callable[[Path], object] = lambda state: None) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="llmos-"))  # short: unix socket paths are limited
         self.run_dir = self.home / "run"
         self.config = self.home / "llmosd.toml"
         self.config.write_text(config + f'\n[storage]\nstate_dir = "{self.home}/state"\n')
         self.log_path = self.home / "log"
+        prepare(self.home / "state")
         self._start()
 
     def start_again(self) -> None:
@@ -66,6 +68,16 @@ class Daemon:
                 found[command[command.index("--name") + 1]] = child
         return found
 
+    def listening(self) -> set[str]:
+        """Network sockets that any of its processes could be reached through."""
+        processes = [psutil.Process(self.process.pid), *self.children().values()]
+        return {
+            f"{inet.laddr.ip}:{inet.laddr.port}"
+            for process in processes
+            for inet in process.net_connections("inet")
+            if inet.status == psutil.CONN_LISTEN or inet.type != socket.SOCK_STREAM
+        }
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, wait for the end; returns the exit code."""
         self.process.send_signal(number)
@@ -81,9 +93,9 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running(config: str) -> Iterator[Daemon]:
+def running(config: str, prepare: Callable[[Path], object] = lambda state: None) -> Iterator[Daemon]:
     """A daemon that is stopped at the end, whatever happens."""
-    daemon = Daemon(config)
+    daemon = Daemon(config, prepare)
     try:
         yield daemon
         if daemon.process.poll() is None:

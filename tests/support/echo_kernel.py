@@ -301,6 +301,8 @@ class EchoKernel:
             return m.ModelsReply(message.req, (row,))
         if isinstance(message, m.RecordWrite):
             return m.RecordWritten(message.req, "/state/flight-1.rec", 7, 350)
+        if isinstance(message, m.RestartService):
+            return m.Done(message.req, 0)
         if isinstance(message, m.Stat | m.Explain):
             seq = self._known(message.rid, message.owner)
             return (

@@ -5,7 +5,9 @@ them in.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,20 @@ from echo_kernel import EchoKernel
 from echo_sequence import explained, tenant_row, usage
 from loop_thread import DEADLINE_S, LoopThread, until, wait_until
 
+from llmos import Client
+from llmos.config import TcpAddress
+from llmos.keys.keyfile import KeyFile
+from llmos.keys.ring import KeyRing
+from llmos.keys.roles import Role
+from llmos.keys.secret import Secret
+from llmos.keys.server_key import make_server_key
 from llmos.ports.aio import AsyncListener
 from llmos.ports.endpoint import RunDir
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, pack_i32
 from llmos.protocol.params import SamplingParams
+from llmos.services.gateway.audit import AuditLog
+from llmos.services.gateway.door import TcpDoor
 from llmos.services.gateway.service import Gateway
 
 __all__ = [
@@ -119,19 +130,37 @@ class FakeTokenizer:
         return decoded
 
 
-class GatewayWorld:
-    """A real gateway between fakes, in a thread. `with GatewayWorld() as world: Client(world.path)`. `poison`: see FakeTokenizer."""
+def free_ports() -> int:
+    """A port that nobody uses, and the one after it."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port = int(first.getsockname()[1])
+            with contextlib.suppress(OSError, OverflowError), socket.create_server(("127.0.0.1", port + 1)):
+                return port
 
-    def __init__(self, *models: m.ModelInfo, max_in_flight: int = 64, max_clients: int = 16, poison: str = "") -> None:
+
+class GatewayWorld:
+    """A real gateway between fakes, in a thread. `with GatewayWorld() as world: Client(world.path)`. `poison`: see FakeTokenizer.
+    `tcp`: it also listens on the network; make keys with `add_key` before it starts, the first one is an administrator's.
+    """
+
+    def __init__(
+        self, *models: m.ModelInfo, max_in_flight: int = 64, max_clients: int = 16, poison: str = "", tcp: bool = False
+    ) -> None:
         self.poison = poison
+        self.tcp = TcpAddress("127.0.0.1", free_ports()) if tcp else None
         self.path = Path(tempfile.mkdtemp(prefix="llmos-gw-"))
         self.run_dir = RunDir(self.path)
+        self.audit = AuditLog(self.state)
         self.models = models or (model_info(),)
         self.limits = {"max_in_flight": max_in_flight, "max_clients": max_clients}
         self.thread = LoopThread()
 
     def __enter__(self) -> GatewayWorld:
         self.run_dir.create()
+        if self.tcp is not None:
+            self.server_key = make_server_key(self.state).public
+            self.admin = self.add_key("operator", Role.ADMIN)
         self.thread.do(self._make)
         self.start_tokenizer()
         self.start_kernel()
@@ -143,10 +172,31 @@ class GatewayWorld:
         self.stop_tokenizer()
         self.stop_kernel()
         self.thread.stop()
+        self.audit.close()
         shutil.rmtree(self.path)
 
     def _make(self) -> None:
-        self.gateway = Gateway(self.run_dir, "gateway", **self.limits)
+        door = TcpDoor(self.tcp, self.state, KeyRing(self.state)) if self.tcp is not None else None
+        self.gateway = Gateway(self.run_dir, "gateway", **self.limits, door=door, audit=self.audit)
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def url(self) -> str:
+        assert self.tcp is not None
+        return f"tcp://{self.tcp.host}:{self.tcp.port}"
+
+    def add_key(self, tenant: str, role: Role = Role.SUBMIT) -> Secret:
+        return KeyFile(self.state).add("test", tenant, role)[1]
+
+    def revoke(self, secret: Secret) -> None:
+        KeyFile(self.state).revoke(secret.id)
+
+    def client(self, secret: Secret, **options: Any) -> Client:
+        """Over the network."""
+        return Client(self.url, key=secret.text, server_key=self.server_key, **options)
 
     def start_tokenizer(self) -> None:
         self.tokenizer = self.thread.do(FakeTokenizer, self.run_dir, self.models, self.poison)

@@ -20,7 +20,7 @@ SUPPORT = Path(__file__).resolve().parent
 ROOT = SUPPORT.parents[1]
 PACKAGE = ROOT / "llmos"
 _EVENTS = 400  # of a life
-_LIMIT_S = 180.0
+_LIMIT_S = 300.0
 # Long, or about something else than what the microkernel decides.
 _SLOW = (
     "test_simulation",

@@ -218,6 +218,8 @@ def break_file(name: str, content: str) -> Any:
         (break_file("generation_config.json", '{"do_sample": true, "top_p": "high"}'), "top_p"),
         (break_file("generation_config.json", '{"do_sample": true, "temperature": NaN}'), "temperature"),
         (break_file("generation_config.json", '{"eos_token_id": "</s>"}'), "eos_token_id"),
+        (break_file("config.json", '{"auto_map": {"AutoConfig": "evil.Config"}}'), "auto_map"),
+        (break_file("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.Tokenizer", null]}}'), "auto_map"),
     ],
 )
 def test_a_broken_directory_is_a_model_error_that_names_the_place(tmp_path: Path, damage: Any, field: str) -> None:

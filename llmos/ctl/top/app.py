@@ -247,7 +247,7 @@ def top(
     look = look_for(console, os.environ.get("TERM", ""), live=interactive)
     state = State(interval, look.glyphs, sort.lower())
     state.sequences.narrow(filter_)
-    client = Client(run_dir or context.obj["run_dir"], timeout_s=_CALL_TIMEOUT_S)
+    client = Client(run_dir or context.obj["run_dir"], timeout_s=_CALL_TIMEOUT_S, reconnect_s=0)  # the view tells
     if not interactive:
         with closing(client):
             print_once(client, state, console, look)

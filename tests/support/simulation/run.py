@@ -19,7 +19,7 @@ from simulation.setup import Setup, draw_setup
 from simulation.verbs import VERBS
 from simulation.world import World
 
-_MOST_ROUNDS = 3000
+_MOST_ROUNDS = 20_000  # tiny machines with a window of one token compute everything many times over
 ENTERED = (look_verbs, machine_verbs, owner_verbs, stream_verbs)  # importing them enters their verbs
 
 
