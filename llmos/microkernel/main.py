@@ -74,7 +74,7 @@ class Shell:
     def _greet(self, listener: Listener[Any], peer: Peer) -> None:
         if ARMED:
             reach("microkernel.greeted")
-        sender = Sender(next(self._numbers), peer.role, peer.name)
+        sender = Sender(next(self._numbers), peer.role, peer.name, peer.pid)
         self._senders[peer] = sender
         self._peers[sender.peer] = (listener, peer)
         self.deliver(self.recorder.greet(sender, time.monotonic()))

@@ -57,6 +57,7 @@ class State:
         self.jobs = JobTable()
         self.services: tuple[m.ServiceStatus, ...] = ()
         self.storage = NOBODY
+        self.storage_pid = 0
         self.supervisor = NOBODY
         self.outbox = Outbox()
         self.deadlines: list[tuple[float, int]] = []  # heap; entries that no longer hold stay until they surface
