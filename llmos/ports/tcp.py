@@ -17,7 +17,7 @@ import zmq.asyncio
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
-from llmos.errors import DaemonNotRunning, Unauthorized, Unavailable
+from llmos.errors import DaemonNotRunning, InvalidRequest, Unauthorized, Unavailable
 from llmos.ports.aio import AsyncDialer, AsyncListener
 from llmos.ports.monitor import LossMonitor
 from llmos.protocol.codec import Schema
@@ -88,7 +88,11 @@ class TcpDialer(AsyncDialer[M]):
         self.socket.setsockopt(zmq.CURVE_SERVERKEY, credentials.server)
         self.socket.setsockopt(zmq.CURVE_PUBLICKEY, credentials.public)
         self.socket.setsockopt(zmq.CURVE_SECRETKEY, credentials.secret)
-        self.socket.connect(url)
+        try:
+            self.socket.connect(url)
+        except zmq.ZMQError as error:
+            self.socket.close()
+            raise InvalidRequest(f"url: {url!r}: {error.strerror}", field="url") from None
 
 
 class Authenticator:

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
-from llmos.config import Config, DaemonConfig, ModelConfig, StorageConfig
+from llmos.config import Config, DaemonConfig, GatewayConfig, ModelConfig, StorageConfig
 from llmos.ctl import systemd
 from llmos.ctl.unit import MARKER, Unit, quote
 from llmos.errors import InvalidRequest
@@ -236,3 +236,12 @@ def test_a_bad_configuration_is_found_before_anything_is_written(tmp_path):
     done = CliRunner().invoke(systemd.app, ["print", "--config", str(path)])
     assert done.exit_code == 1
     assert "daemon.drain_s" in done.stderr
+
+
+@pytest.mark.parametrize("user", [False, True])
+@pytest.mark.parametrize(
+    ("tcp", "families"), [("", "AF_UNIX AF_NETLINK"), ("[::]:5820", "AF_UNIX AF_NETLINK AF_INET AF_INET6")]
+)
+def test_the_network_is_there_only_if_it_is_configured(llmosd, user, tcp, families):
+    config = dataclasses.replace(Config(), gateway=GatewayConfig(tcp=tcp))
+    assert parse(make_unit(llmosd, config, user=user).render())["Service"]["RestrictAddressFamilies"] == [families]

@@ -106,10 +106,11 @@ def revoked(world: GatewayWorld) -> Client:
         (lambda world: Client(world.url, key="secret", server_key=world.server_key), InvalidRequest, "key"),
         (lambda world: Client(world.url, key=world.admin.text), InvalidRequest, "server_key"),
         (lambda world: Client("tcp://127.0.0.1", key=world.admin.text), InvalidRequest, "url"),
+        (lambda world: Client("tcp://a b:1", key=world.admin.text, server_key=world.server_key), InvalidRequest, "url"),
         (lambda world: Client("http://127.0.0.1:1", key=world.admin.text), InvalidRequest, "url"),
         (lambda world: Client("tcp://127.0.0.1:1", key=world.admin.text, server_key=world.server_key), DaemonNotRunning, "url"),
     ],
-    ids=["unknown", "revoked", "wrong server", "no key", "malformed", "no server key", "no port", "http", "nobody there"],
+    ids=["unknown", "revoked", "wrong server", "no key", "malformed", "no server key", "no port", "no name", "http", "nobody there"],
 )  # fmt: skip
 def test_a_client_that_can_not_come_in_learns_why(
     world: GatewayWorld,

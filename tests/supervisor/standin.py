@@ -39,8 +39,8 @@ def run(context, lifeline):
     if BEHAVIOUR == "dies_later" and not first_start:
         os._exit(5)
     if BEHAVIOUR == "grandchild":
-        child = subprocess.Popen(["sleep", "1000"])
-        (context.run_dir.path / "grandchild.txt").write_text(str(child.pid))
+        assert CHILD is not None
+        (context.run_dir.path / "grandchild.txt").write_text(str(CHILD.pid))
     if BEHAVIOUR == "deaf":
         lifeline.ready("deaf")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -93,4 +93,6 @@ def write_down(kernel, folder: Path):
 
 
 if __name__ == "__main__":
+    # Before: a service may not start programs.
+    CHILD = subprocess.Popen(["sleep", "1000"]) if BEHAVIOUR == "grandchild" else None
     service_main(ROLE, run)
