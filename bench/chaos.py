@@ -3,6 +3,8 @@
     python bench/chaos.py --minutes 10                          # all kinds of process, kill -9 about every two seconds
     python bench/chaos.py --minutes 1 --kinds executor,storage --faults kill,stop
     python bench/chaos.py --minutes 5 --model demo              # a real model on the CPU instead of the fake one
+    python bench/chaos.py --points --pairs                      # at each named point of the code, and two at once (about ten minutes)
+    python bench/chaos.py --points microkernel.journal,gateway  # at some of them
 
 A real llmosd runs in a private folder, under a stand-in for systemd that starts it again when it is killed itself. Clients stream
 generations whose right answers are known, and write down what they see. A seeded script of faults hits one process after another.
@@ -29,6 +31,8 @@ from chaos.run import ChaosRun, Options, Outcome
 from chaos.script import FAULTS, KINDS
 from common import machine, versions
 
+from llmos.killpoints import POINTS
+
 QUIET_EVERY_S = 10.0  # without a terminal
 
 
@@ -37,7 +41,7 @@ def main() -> int:
     options = Options(
         minutes=arguments.minutes, seed=arguments.seed, clients=arguments.clients, kinds=arguments.kinds,
         faults=arguments.faults, mean_s=arguments.mean_seconds, model=arguments.model, step_ms=arguments.step_ms,
-        hang_s=arguments.hang_seconds, keep=arguments.keep,
+        hang_s=arguments.hang_seconds, keep=arguments.keep, points=arguments.points, pairs=arguments.pairs,
     )  # fmt: skip
     facts = {"machine": machine(), "versions": versions(), "command": shlex.join(["python", *sys.argv])}
     print(json.dumps(facts["machine"]), json.dumps(facts["versions"]), facts["command"], sep="\n", flush=True)
@@ -76,7 +80,16 @@ class Progress:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--minutes", type=positive, required=True, help="how long faults are injected")
+    add("--minutes", type=positive, help="how long faults are injected")
+    add(
+        "--points",
+        nargs="?",
+        const=(),
+        type=known_points,
+        metavar="POINT,...",
+        help="kill at named points of the code instead (llmos/killpoints.py): names or their beginnings, without any all of them",
+    )
+    add("--pairs", action="store_true", help="with --points: then two processes at once at some of them")
     add("--seed", type=int, default=1, help="of the script of faults and of what clients ask (default %(default)s)")
     add("--clients", type=int, default=32, help="each with a connection of its own (default %(default)s)")
     add("--kinds", type=words(KINDS), default=KINDS, metavar="KIND,...", help=f"of {', '.join(KINDS)} (default: all)")
@@ -94,6 +107,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE", help="write the result as JSON")
     add("--keep", action="store_true", help="keep the run's folder: histories, logs, journal")
     arguments = parser.parse_args()
+    if (arguments.minutes is None) == (arguments.points is None):
+        parser.error("one of --minutes and --points is needed")
+    if arguments.pairs and arguments.points is None:
+        parser.error("--pairs needs --points")
+    arguments.minutes = arguments.minutes or 0.0
     if arguments.clients < 1:
         parser.error("--clients must be at least 1")
     return arguments
@@ -104,6 +122,14 @@ def positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def known_points(text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(text.split(",")))
+    for name in found:
+        if not any(point.startswith(name) for point in POINTS):
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(POINTS)}")
+    return found
 
 
 def words(known: tuple[str, ...]) -> object:

@@ -42,6 +42,7 @@ class FinishReason(IntEnum):
     DEPENDENCY = 11  # a sequence that it waited for (`after`) failed, was cancelled or killed
     IDLE = 12  # an open sequence that nobody used for too long
     POISONED = 13  # it killed the executor again and again
+    JOURNAL_CORRUPT = 14  # the microkernel died, and part of what the journal said of it is damaged
 
     @property
     def is_failure(self) -> bool:
@@ -54,6 +55,7 @@ class FinishReason(IntEnum):
             self.DEADLINE,
             self.DEPENDENCY,
             self.POISONED,
+            self.JOURNAL_CORRUPT,
         )
 
 

@@ -128,6 +128,14 @@ class MicrokernelConfig:
     journal_interval_ms: float = key(
         50.0, "How often the journal is flushed, if it is flushed by interval.", unit="milliseconds", low=1, high=60_000
     )
+    journal_reserve_mib: float = key(
+        64.0,
+        "Disk space kept back for the journal, so that sequences that run when the disk gets full can be written to their end; with "
+        "less than this left, no new ones are taken. 0 = none.",
+        unit="MiB",
+        low=0,
+        high=65_536,
+    )
     recorder_mib: float = key(
         16.0, "Memory for the flight recorder of scheduling decisions; 0 = off.", unit="MiB", low=0, high=4096
     )

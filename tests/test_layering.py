@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "llmos.keys": STDLIB | PROTOCOL | {"zmq", "msgspec", "llmos.keys"},
     "llmos.guard": STDLIB,
     "llmos.log": STDLIB,
+    "llmos.killpoints": STDLIB,
     "llmos.toml_tables": STDLIB,
     "llmos.config": STDLIB | PROTOCOL | {"llmos.log", "llmos.toml_tables"},
 }
@@ -51,6 +52,7 @@ MUST_NOT_IMPORT = {
     "llmos.microkernel.journal": KERNEL_HEAVY
     | OURS - {"llmos.microkernel"}
     | {"llmos.ports", "llmos.config", "zmq", "asyncio", "threading"},
+    "llmos.microkernel.reserve": KERNEL_HEAVY | OURS | {"llmos.ports", "llmos.config", "zmq", "asyncio", "threading"},
     "llmos.microkernel.main": KERNEL_HEAVY | OURS - {"llmos.microkernel"},
     "llmos.supervisor": HEAVY | OURS | {"asyncio", "uvloop"},
     "llmos.client": HEAVY | OURS | {"llmos.config"},

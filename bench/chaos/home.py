@@ -52,6 +52,8 @@ class Home:
         self.log = self.path / "llmosd.log"
         self.histories = self.path / "histories"
         self.histories.mkdir()
+        self.points = self.path / "points"
+        self.points.mkdir()
         self.model = model
         self.start_s = START_S[model]
         if model == "fake":

@@ -23,6 +23,7 @@ from chaos.history import HistoryReader
 from chaos.home import Home
 from chaos.judge import Judge
 from chaos.nemesis import Nemesis
+from chaos.points import PointNemesis, armed_by_files, targets
 from chaos.processes import DeathWatch, with_path
 from chaos.recording import record
 from chaos.script import make_script
@@ -31,6 +32,7 @@ from chaos.tally import Tally
 from chaos.worker import Settings
 from llmos import AsyncClient
 from llmos.errors import LlmosError
+from llmos.killpoints import VARIABLE
 
 BENCH = Path(__file__).parents[1]
 CLIENTS_PER_WORKER = 8
@@ -43,7 +45,8 @@ _GOING_DOWN = re.compile(r"\(pid (\d+)\)")
 
 @dataclass(frozen=True)
 class Options:
-    """`minutes` of faults, one about every `mean_s` seconds."""
+    """`minutes` of faults, one about every `mean_s` seconds; or, with `points` (names or their beginnings; none: all), one at each of
+    these points of the code, and with `pairs` at some of them two."""
 
     minutes: float
     seed: int
@@ -56,6 +59,8 @@ class Options:
     hang_s: float = 3.0
     patience_s: float = 45.0
     keep: bool = False
+    points: tuple[str, ...] | None = None
+    pairs: bool = False
 
 
 @dataclass
@@ -86,7 +91,10 @@ class ChaosRun:
         self._progress = progress
         self._home = Home(options.model, hang_s=options.hang_s, step_ms=options.step_ms)
         self._standin = Standin(self._home)
-        self._nemesis = Nemesis(self._home, self._standin, self.tally, hang_s=options.hang_s)
+        if options.points is not None:
+            self._home.environment[VARIABLE] = armed_by_files(self._home.points)
+        make = Nemesis if options.points is None else PointNemesis
+        self._nemesis = make(self._home, self._standin, self.tally, hang_s=options.hang_s)
         self._deaths = DeathWatch(self._standin)
         self._workers: list[asyncio.subprocess.Process] = []
         self._readers: list[HistoryReader] = []
@@ -166,8 +174,12 @@ class ChaosRun:
         script = make_script(self.options.seed, self.options.kinds, self.options.faults, self.options.mean_s)
         async with _beside(self._pump(judge), self._nemesis.watch(), self._deaths.run(), self._show()):
             await self._sleep(WARM_UP_S)
-            async with _beside(self._nemesis.run(script)):
-                await self._sleep(self.options.minutes * 60)
+            if isinstance(self._nemesis, PointNemesis):
+                wanted = targets(self.options.points or (), pairs=self.options.pairs, seed=self.options.seed)
+                await self._nemesis.kill_all(wanted, self._stop)
+            else:
+                async with _beside(self._nemesis.run(script)):
+                    await self._sleep(self.options.minutes * 60)
             self.outcome.seconds = time.monotonic() - self.started_at
             self.phase = "recovering"
             await self._nemesis.settle(SETTLE_S + self._home.start_s, self._cut)
@@ -178,6 +190,8 @@ class ChaosRun:
             self.outcome.problems.append(f"not running again: {', '.join(unrecovered[:5])}")
         if self._standin.failure is not None:
             self.outcome.problems.append(self._standin.failure)
+        if isinstance(self._nemesis, PointNemesis) and self._nemesis.not_reached:
+            self.outcome.problems.append(f"points that nobody reached: {', '.join(self._nemesis.not_reached)}")
 
     async def _finish_clients(self, judge: Judge) -> None:
         """They get the time that the patience of one request takes, and some more for what follows in the same scenario."""

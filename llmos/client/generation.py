@@ -26,6 +26,7 @@ from llmos.protocol.messages import Accepted, Cancel, Error, Finished, Message, 
 _WHY = {  # the other names speak for themselves
     FinishReason.DEADLINE: "its deadline passed while it waited,",
     FinishReason.DEPENDENCY: "its dependency (`after`) ended badly,",
+    FinishReason.JOURNAL_CORRUPT: "part of its journal is damaged,",
     FinishReason.POISONED: "poisoned (the executor died of it again and again)",
 }
 _UNKNOWN = TokenLogprobs(math.nan)

@@ -24,7 +24,8 @@ class Outcome:
     """What a step committed: columns of equal length, one entry per token, and the sequences that need attention.
 
     `rows` and `positions` are where the executor sampled; `offsets` count from the start of the output. `ended`: sequences with the
-    reason why. `recompute`: a token is missing. Arrays are valid until the next step is committed. `batches`: if they are there already,
+    reason why. `recompute`: a token is missing. `bad`: numbers of these went bad, so what their pages hold is not to be trusted by anybody;
+    they compute it again, or are among `ended`. Arrays are valid until the next step is committed. `batches`: if they are there already,
     the columns for each reader as on the wire, and `everything` all of them.
     """
 
@@ -37,6 +38,7 @@ class Outcome:
     seqs: list[Sequence] = field(default_factory=list)
     ended: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
     recompute: list[Sequence] = field(default_factory=list)
+    bad: list[Sequence] = field(default_factory=list)
     everything: bytes = b""
     batches: list[tuple[int, bytes]] | None = None
 
@@ -129,9 +131,11 @@ def _careful(
             committed.append((row, position, token))
             outcome.seqs.append(seq)
             _note_end(outcome, seq, token)
-        elif row in went_bad:
+        elif row in went_bad and holds_row:
             # An executor may only say that a row's numbers went bad; whatever reason it gives is taken as that.
-            outcome.ended.append((seq, FinishReason.NUMERICAL_ERROR))
+            outcome.bad.append(seq)
+            if not seq.may_try_again():
+                outcome.ended.append((seq, FinishReason.NUMERICAL_ERROR))
         else:
             outcome.recompute.append(seq)
     if committed:

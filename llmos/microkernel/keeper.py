@@ -7,12 +7,14 @@ from __future__ import annotations
 import logging
 
 from llmos.errors import Unavailable
-from llmos.microkernel.journal import Journal
+from llmos.killpoints import ARMED, reach
+from llmos.microkernel.journal import Journal, Recovered
 from llmos.microkernel.kernel import Kernel
 from llmos.microkernel.recovery import restore
 
 log = logging.getLogger(__name__)
 _RETRY_S = 1.0
+_LISTED = 50
 
 
 class Keeper:
@@ -25,19 +27,35 @@ class Keeper:
         self.summary = "no journal"
         if journal is None:
             return
+        if ARMED:
+            reach("microkernel.start.begin")
         try:
             recovered = journal.recover()
-            restore(self._state, recovered.fold, recovered.shift_s, now)
-            journal.begin(self._state)
         except OSError as error:
-            raise Unavailable(f"the journal can not be opened: {error}", field="state_dir") from None
+            raise Unavailable(f"the journal can not be read: {error}", field="state_dir") from None
+        restore(self._state, recovered.fold, recovered.shift_s, now)
+        if ARMED:
+            reach("microkernel.start.restored")
+        journal.start(self._state)
         self._state.notes = []
+        self._state.refusal = journal.refusal
         self.summary = f"{len(self._state.sequences)} sequences from the journal"
         log.info(
-            "%d records: %d live and %d ended sequences, %d records without meaning, %d bytes damaged",
+            "%d records: %d live and %d ended sequences, %d records without meaning",
             recovered.records, len(self._state.sequences), len(self._state.ended), recovered.fold.ignored,
-            recovered.dropped,
         )  # fmt: skip
+        if recovered.dropped:
+            self._tell_damage(recovered)
+
+    def _tell_damage(self, recovered: Recovered) -> None:
+        fold = recovered.fold
+        damage = f"{recovered.dropped} bytes of the journal are damaged, at {recovered.places} places"
+        self.summary += f"; {damage}"
+        log.error("%s", damage)
+        if fold.corrupt:
+            log.error("sequences that ended because of it: %s", _listed(sorted(fold.corrupt)))
+        if fold.lost:
+            log.error("sequences of which nothing is left but later records: %s", _listed(sorted(fold.lost)))
 
     def write(self, now: float) -> None:
         """Once per turn, before anybody hears of what happened in it."""
@@ -45,15 +63,22 @@ class Keeper:
         if journal is None or notes is None:
             return
         if notes:
+            if ARMED:
+                reach("microkernel.journal.before")
             journal.write(notes)
             notes.clear()
+            if ARMED:
+                reach("microkernel.journal.after")
         journal.turn(self._state, now)
-        if journal.failure is not None and now >= self._retry_at:
+        if journal.is_broken and now >= self._retry_at:
             self._retry_at = now + _RETRY_S
-            if journal.retry(self._state):
-                log.warning("the journal can be written again")
-        self._state.refusal = None if journal.failure is None else f"the journal can not be written: {journal.failure}"
+            journal.retry(self._state)
+        self._state.refusal = journal.refusal
 
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+
+
+def _listed(rids: list[int]) -> str:
+    return ", ".join(map(str, rids[:_LISTED])) + (f" and {len(rids) - _LISTED} more" if len(rids) > _LISTED else "")

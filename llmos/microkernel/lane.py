@@ -40,6 +40,7 @@ class Lane:
         self.trial = Trial()
         self.generation = generation
         self.executor: int | None = None  # peer
+        self.executor_pid = 0  # 0: not known
         self.capabilities: ExecutorReady | None = None
         self.scheduler: Scheduler | None = None
         self.results_dropped = 0
@@ -59,12 +60,12 @@ class Lane:
             raise Unavailable(f"model {self.model!r} has no executor", field="model")
         return self.scheduler, self.capabilities
 
-    def attach(self, peer: int, ready: ExecutorReady, now: float) -> None:
+    def attach(self, peer: int, ready: ExecutorReady, now: float, pid: int = 0) -> None:
         """A new executor life: every page is free, every older result void. Live sequences wait to be recomputed."""
         if self.executor is not None:
             self._note_wrong("it registers again and again", now)
         self.generation += 1
-        self.executor = peer
+        self.executor, self.executor_pid = peer, pid
         self._renew(ready, now)
 
     def expect(self, ready: ExecutorReady, now: float) -> None:

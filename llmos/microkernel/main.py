@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from llmos.config import MicrokernelConfig, state_dir
 from llmos.errors import LlmosError, PermissionRefused, Unavailable
+from llmos.killpoints import ARMED, reach
 from llmos.microkernel.journal import Journal
 from llmos.microkernel.keeper import Keeper
 from llmos.microkernel.kernel import Kernel
@@ -72,7 +73,9 @@ class Shell:
             listener.core.on_lost = self._forget
 
     def _greet(self, listener: Listener[Any], peer: Peer) -> None:
-        sender = Sender(next(self._numbers), peer.role, peer.name)
+        if ARMED:
+            reach("microkernel.greeted")
+        sender = Sender(next(self._numbers), peer.role, peer.name, peer.pid)
         self._senders[peer] = sender
         self._peers[sender.peer] = (listener, peer)
         self.deliver(self.recorder.greet(sender, time.monotonic()))
@@ -84,12 +87,18 @@ class Shell:
             if received is None:
                 return
             peer, message = received
+            if ARMED:
+                reach("microkernel.received")
             if isinstance(message, m.RecordWrite):
                 listener.send(peer, self._answer_record(peer, message))
                 continue
             self.deliver(self.recorder.handle(self._senders[peer], message, time.monotonic()))
             if isinstance(message, m.ServiceDown):
                 self._forget_process(message.pid)
+                if ARMED:
+                    reach("microkernel.death.heard")
+            if ARMED:
+                reach("microkernel.handled")
 
     def deliver(self, deliveries: list[Delivery]) -> None:
         """Send these at the next `flush`."""
@@ -103,6 +112,10 @@ class Shell:
             known = self._peers.get(effect.peer)
             if known is not None and not known[0].send_frame(known[1], frame):
                 log.warning("%s to %s could not be queued", type(effect.message).__name__, known[1].name)
+            if ARMED:
+                reach("microkernel.sent.one")
+        if ARMED and outgoing:
+            reach("microkernel.sent.all")
 
     def _forget_process(self, pid: int) -> None:
         for peer in [peer for peer in self._senders if peer.pid == pid]:
@@ -196,6 +209,7 @@ def _limits(config: MicrokernelConfig) -> tuple[KernelLimits, SchedulerLimits]:
 
 def run(context: ServiceContext, lifeline: Lifeline) -> None:
     """Serve until asked to stop."""
+    gc.disable()  # until everything of an earlier process is there again: all of it lives on
     config = context.config.microkernel
     models = tuple(model.name for model in context.config.models)
     kernel = Kernel(*_limits(config), models, secrets.randbits(128), time.monotonic())
@@ -203,10 +217,13 @@ def run(context: ServiceContext, lifeline: Lifeline) -> None:
     recorder = Recorder(kernel, int(config.recorder_mib * 2**20))
     with Shell(context, recorder, keeper, state_dir(context.config.storage) / "flight") as shell:
         ports = PortSet(lifeline.port, *shell.listeners)
+        if ARMED:
+            reach("microkernel.start.ready")
         lifeline.ready(f"rows {config.max_rows}, token budget {config.max_step_tokens}, {keeper.summary}")
         recorder.roll(time.monotonic(), idle=True)
         gc.collect()
         gc.freeze()
+        gc.enable()
         _loop(shell, ports, lifeline)
 
 
@@ -217,7 +234,8 @@ def open_journal(context: ServiceContext) -> Journal | None:
         return None
     place = blake2b(str(context.run_dir.path).encode(), digest_size=6).hexdigest()
     directory = state_dir(context.config.storage) / "journal" / place
-    return Journal(directory, config.journal, config.journal_interval_ms / 1e3)
+    reserve = int(config.journal_reserve_mib * 2**20)
+    return Journal(directory, config.journal, config.journal_interval_ms / 1e3, reserve_bytes=reserve)
 
 
 def _loop(shell: Shell, ports: PortSet, lifeline: Lifeline) -> None:
@@ -235,6 +253,8 @@ def _loop(shell: Shell, ports: PortSet, lifeline: Lifeline) -> None:
         shell.flush(now)
         turns += 1
         lifeline.beat(turns, now)
+        if ARMED:
+            reach("microkernel.beat")
         if not ready and now >= next_check:
             recorder.check(now)
             next_check = now + _CHECK_INTERVAL_S

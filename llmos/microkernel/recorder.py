@@ -80,6 +80,7 @@ class Known(Record, tag=3, frozen=True):
     peer: int
     role: str
     name: str
+    pid: int = 0
 
 
 class Called(Record, tag=4, frozen=True):
@@ -209,7 +210,7 @@ class Recorder:
             return
         newest = _Segment(snapshot)
         for sender in self._peers.values():
-            newest.add(_framed(Known(sender.peer, sender.role, sender.name)))
+            newest.add(_framed(Known(sender.peer, sender.role, sender.name, sender.pid)))
         self._segments.append(newest)
         self._refusal = self.kernel.state.refusal
         self._make_room(0)
@@ -249,7 +250,7 @@ class Recorder:
         newest = self._segments[-1]
         if sender is not None and peer not in self._peers:
             self._peers[peer] = sender
-            newest.add(_framed(Known(peer, sender.role, sender.name)))
+            newest.add(_framed(Known(peer, sender.role, sender.name, sender.pid)))
         newest.add(record, told)
         newest.calls += 1
         if call == Call.PEER_DOWN:

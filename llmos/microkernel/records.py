@@ -1,7 +1,8 @@
 """What the journal remembers of sequences: one record per change, from which every sequence can be made again. Pure.
 
 A sequence is a fold over its records: `SequenceRecord` (whole) or `ForkRecord` begins it, the others change it. A record about a
-sequence that is not there is left over from one that was forgotten, and means nothing. What is not recorded is lost with the process
+sequence that is not there is left over from one that was forgotten, and means nothing. What records mean where others before them are
+missing is decided in recovery.py. What is not recorded is lost with the process
 and made anew: rows, pages, queues, who reads, fair-share counters, where time went before.
 
 Wire form: msgpack arrays `[tag, fields...]`, as on the ports; the same rules of evolution.
@@ -9,12 +10,23 @@ Wire form: msgpack arrays `[tag, fields...]`, as on the ports; the same rules of
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import msgspec
 
 from llmos.protocol.messages import ExecutorReady, SeqEnd
 from llmos.protocol.params import SamplingParams
 
-VERSION = 1
+VERSION = 2
+OLDEST_VERSION = 1  # that can be read
+
+
+class Origin(IntEnum):
+    """What a segment follows."""
+
+    SEGMENT = 0  # the one before it, without a gap
+    PROCESS = 1  # an earlier process: what could be read of its segments is what is true now
+    GAP = 2  # a time in which nothing could be written: what is older and not whole in here is out of date
 
 
 class _Record(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -23,7 +35,8 @@ class _Record(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
 
 class MetaRecord(_Record, tag=1, frozen=True):
     """First record of every segment. `rids`, `seeds`: how many were given out. Clocks: what they said when it was written, in seconds;
-    `boot` tells whether the monotonic one still counts from the same moment."""
+    `boot` tells whether the monotonic one still counts from the same moment. `previous_bytes`: the length of the segment that it goes on
+    from."""
 
     version: int
     rids: int
@@ -32,6 +45,8 @@ class MetaRecord(_Record, tag=1, frozen=True):
     monotonic_s: float
     wall_s: float
     boot: str
+    origin: int = Origin.SEGMENT
+    previous_bytes: int = 0
 
 
 class SequenceRecord(_Record, tag=2, frozen=True):

@@ -162,7 +162,7 @@ class _Run:
             self._kernel = kernel
             self.report.segments += 1
         elif isinstance(record, Known):
-            self._senders[record.peer] = Sender(record.peer, record.role, record.name)
+            self._senders[record.peer] = Sender(record.peer, record.role, record.name, record.pid)
         elif isinstance(record, Paused):
             self.report.pauses += 1
         elif isinstance(record, Refusing):

@@ -132,6 +132,12 @@ class Residents:
         self.working_set.preempted()
         self.queue.push_front(seq)
 
+    def void(self, seq: Sequence) -> None:
+        """What it computed is wrong, maybe for what its pages held: nobody may find those that it alone holds in the prefix cache."""
+        for page in seq.page_table:
+            if self.pool.refs[page] == 1:
+                self.pool.forget(page)
+
     def distrust(self, seq: Sequence, now: float) -> None:
         """A token of it is missing, so what its pages hold behind the tokens it has is nobody's. It computes again what it needs."""
         if seq.state is SeqState.RUNNING:

@@ -297,6 +297,9 @@ class Scheduler:
             self._note_decoding(step, now)
         for seq in outcome.recompute:
             self.residents.distrust(seq, now)
+        for seq in outcome.bad:
+            self.residents.void(seq)
+            self.residents.distrust(seq, now)
         self.indexer.chunks_done(step)
         if step.num_silent:
             self._rest_prefilled(step, now)

@@ -12,3 +12,4 @@ class Sender:
     peer: int
     role: str
     name: str
+    pid: int = 0  # 0: not known

@@ -49,6 +49,7 @@ TRANSITIONS: dict[SeqState, frozenset[SeqState]] = {
 }
 QUEUED = frozenset({SeqState.WAITING, SeqState.PREEMPTED, SeqState.SWAPPED})
 NO_ROW = -1
+_MOST_BAD_TIMES = 3  # in one turn: each time all of it is computed again
 NOBODY = 0  # no peer has this number
 
 # What an open sequence is given to the executor with while it only prefills: nothing is sampled.
@@ -101,6 +102,8 @@ class Sequence:
     row: int = NO_ROW
     page_table: array[int] = field(default_factory=lambda: array("i"))
     host_pages: array[int] = field(default_factory=lambda: array("i"))  # its KV, if it is swapped out
+    bad_at: int = -1  # how long it was when its numbers went bad last
+    bad_times: int = 0  # in this turn
     page_hashes: list[bytes] = field(default_factory=list)  # chain over full pages of `tokens`
     kept_tokens: int = 0  # without a row: tokens whose KV is in `page_table` or `host_pages`
     num_pending: int = 0  # without a row: samples on their way from steps in flight when it lost the row
@@ -164,6 +167,7 @@ class Sequence:
         self.max_len = self.prompt_len + max_output
         self.reader, self.acked, self.end = reader, 0, None
         self.turn_at, self.started_at = now, None
+        self.bad_at, self.bad_times = -1, 0
 
     def end_turn(self, num_output: int) -> None:
         """The turn is over with its first `num_output` tokens; what is still on its way does not count."""
@@ -183,6 +187,13 @@ class Sequence:
         if token in self.stop_ids and self.num_output > self.params.min_tokens:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.tokens) >= self.max_len else None
+
+    def may_try_again(self) -> bool:
+        """Its numbers went bad. True: it may compute everything again once, in other pages; a few times if it got further since."""
+        again = len(self.tokens) == self.bad_at
+        self.bad_at = len(self.tokens)
+        self.bad_times += 1
+        return not again and self.bad_times <= _MOST_BAD_TIMES
 
     def usage(self, now: float, num_output: int | None = None) -> Usage:
         """Of the newest turn; `num_output`: if not all of its tokens count."""

@@ -31,7 +31,7 @@ def executor_ready(state: State, sender: Sender, message: m.ExecutorReady, now: 
     if state.supervisor != NOBODY and (doubt := state.lanes[message.model].doubt) is not None:
         raise Unavailable(f"the executor that was there before is not dead yet, which it will be: {doubt}")
     lane = state.lanes[message.model]
-    lane.attach(sender.peer, message, now)
+    lane.attach(sender.peer, message, now, sender.pid)
     state.refit(lane, now)
     state.note(ExecutorRecord(message))
     state.outbox.send(sender.peer, m.ExecutorWelcome(lane.generation))
@@ -94,7 +94,7 @@ def supervisor_came(state: State, sender: Sender) -> None:
 
 def storage_came(state: State, sender: Sender) -> None:
     """Storage is remembered, and told what is being served."""
-    state.storage = sender.peer
+    state.storage, state.storage_pid = sender.peer, sender.pid
     for lane in state.lanes.values():
         if lane.ready:
             _tell_storage(state, lane.model, "serving")
@@ -109,7 +109,7 @@ def service_report(state: State, sender: Sender, message: m.ServiceReport, now: 
 def service_down(state: State, sender: Sender, message: m.ServiceDown, now: float) -> None:
     if message.role == "executor":
         _executor_down(state, message, now)
-    elif message.role == "storage":
+    elif message.role == "storage" and not _is_older(message.pid, state.storage_pid):
         state.storage = NOBODY
         error = Unavailable("the storage service died")
         for peer, req in state.relayed.values():
@@ -129,7 +129,7 @@ def drain(state: State, sender: Sender, message: m.Drain, now: float) -> None:
 def _executor_down(state: State, message: m.ServiceDown, now: float) -> None:
     model = message.name.removeprefix("executor.")
     lane = state.lanes.get(model)
-    if lane is None:
+    if lane is None or (lane.executor is not None and _is_older(message.pid, lane.executor_pid)):
         return
     if message.replaced:
         convicted = lane.lose(now, to_blame=not message.asked)
@@ -141,6 +141,11 @@ def _executor_down(state: State, message: m.ServiceDown, now: float) -> None:
         seq.move(SeqState.FINISHED, now)
         state.close_record(seq, FinishReason.EXECUTOR_LOST, now)
     _tell_storage(state, model, "failed")
+
+
+def _is_older(dead: int, here: int) -> bool:
+    """Is the one that died the predecessor of the one that is here? A microkernel that died as well hears of deaths late."""
+    return here not in (0, dead)
 
 
 def _tell_storage(state: State, model: str, word: str) -> None:

@@ -27,6 +27,7 @@ from llmos.microkernel.records import (
     EndRecord,
     ForkRecord,
     MetaRecord,
+    Origin,
     Record,
 )
 from llmos.microkernel.scheduler import Scheduler
@@ -56,6 +57,7 @@ class State:
         self.jobs = JobTable()
         self.services: tuple[m.ServiceStatus, ...] = ()
         self.storage = NOBODY
+        self.storage_pid = 0
         self.supervisor = NOBODY
         self.outbox = Outbox()
         self.deadlines: list[tuple[float, int]] = []  # heap; entries that no longer hold stay until they surface
@@ -70,6 +72,7 @@ class State:
         self._orphans = Expiry()  # one-shot sequences whose reader is gone
         self._requests: dict[tuple[str, str], int] = {}  # (owner, client_request_id) -> rid
         self._followers: list[tuple[Sequence, bool]] = []
+        self.num_forgotten = 0  # records that were dropped, ever
         self._rids = 0
         self._seed_root = seed_root
         self._seeds = 0
@@ -137,13 +140,17 @@ class State:
     def note_change(self, seq: Sequence) -> None:
         self.note(transcript.change(seq))
 
-    def meta(self, monotonic_s: float, wall_s: float, boot: str) -> MetaRecord:
+    def meta(
+        self, monotonic_s: float, wall_s: float, boot: str, origin: int = Origin.SEGMENT, previous_bytes: int = 0
+    ) -> MetaRecord:
         root = self._seed_root.to_bytes(16, "little")
-        return MetaRecord(VERSION, self._rids, self._seeds, root, monotonic_s, wall_s, boot)
+        return MetaRecord(VERSION, self._rids, self._seeds, root, monotonic_s, wall_s, boot, origin, previous_bytes)
 
-    def continue_counting(self, rids: int, seeds: int, seed_root: bytes) -> None:
-        """Numbers and seeds go on where an earlier process left off."""
-        self._rids, self._seeds, self._seed_root = rids, seeds, int.from_bytes(seed_root, "little")
+    def continue_counting(self, rids: int, seeds: int, seed_root: bytes | None) -> None:
+        """Numbers and seeds go on where an earlier process left off. Without its root there are other seeds."""
+        self._rids, self._seeds = rids, seeds
+        if seed_root is not None:
+            self._seed_root = int.from_bytes(seed_root, "little")
 
     def restore_live(self, seq: Sequence, scheduler: Scheduler, predecessors: list[Sequence], now: float) -> None:
         """A sequence of an earlier process goes on."""
@@ -155,9 +162,11 @@ class State:
     def restore_ended(self, seq: Sequence, now: float) -> None:
         """The record of a sequence that ended in an earlier process; a live one whose model is not served any more ends now."""
         if seq.reason is None:
-            seq.reason, seq.ended_at = FinishReason.EXECUTOR_LOST, now
-            seq.end = m.SeqEnd(seq.rid, int(seq.reason), seq.usage(now))
+            seq.reason = FinishReason.EXECUTOR_LOST
             seq.generating, seq.state = False, SeqState.FINISHED
+        if seq.ended_at is None:
+            seq.ended_at = now
+            seq.end = m.SeqEnd(seq.rid, int(seq.reason), seq.usage(now))
         self.jobs.enter(seq)
         self._keep_record(seq)
 
@@ -352,6 +361,7 @@ class State:
                 self.finish(seq, FinishReason.IDLE, now)
 
     def _forget(self, seq: Sequence) -> None:
+        self.num_forgotten += 1
         self.jobs.forget(seq)
         if seq.client_request_id is not None and self._requests.get((seq.owner, seq.client_request_id)) == seq.rid:
             del self._requests[seq.owner, seq.client_request_id]

@@ -24,6 +24,9 @@ _MOST_ANSWERED = 256
 _FIND_LOST_EVERY_S = 0.5
 
 
+_HELLO_AGAIN_S = 1.0
+
+
 class Listener(Generic[M]):
     """The listening end of a port."""
 
@@ -116,12 +119,17 @@ class Dialer(Generic[M]):
         self.socket.connect(run_dir.address(name))
 
     def greet(self, role: str, name: str, timeout_s: float) -> Welcome:
-        """Say hello and wait for the Welcome; raises the typed refusal, or `DaemonNotRunning` if nobody answers in time."""
+        """Say hello and wait for the Welcome; raises the typed refusal, or `DaemonNotRunning` if nobody answers in time.
+
+        It is said again now and then: who heard the first may have died of something else. So a second Welcome may come later.
+        """
         deadline = time.monotonic() + timeout_s
         if not self.socket.poll(max(0, int(timeout_s * 1000)), zmq.POLLOUT):
             raise DaemonNotRunning(f"nobody listens on {self._path}")
-        self.send(handshake.hello(role, name))
-        answer = self.wait(deadline - time.monotonic())
+        answer = None
+        while answer is None and (left := deadline - time.monotonic()) > 0:
+            self.send(handshake.hello(role, name))
+            answer = self.wait(min(left, _HELLO_AGAIN_S))
         if answer is None:
             raise DaemonNotRunning(f"no answer on {self._path} within {timeout_s:g} s")
         return handshake.check_answer(answer, self.name)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import zmq
 
 from llmos.codes import ErrorCode, ServiceState
 from llmos.config import DaemonConfig
+from llmos.killpoints import ARMED, reach
 from llmos.ports.core import Peer
 from llmos.ports.endpoint import RunDir
 from llmos.ports.sync import Listener
@@ -103,6 +104,8 @@ class Supervisor:
         for stage in self._stages:
             for service in stage:
                 self._spawn(service)
+                if ARMED:
+                    reach("supervisor.start.first")
             while any(service.state is not ServiceState.RUNNING for service in stage):
                 self._turn(self._time_left(stage))
                 self._restart_due()
@@ -110,6 +113,8 @@ class Supervisor:
                     raise StopRequested
                 for service in stage:
                     self._check_start(service)
+        if ARMED:
+            reach("supervisor.start.ready")
         self._starting = False
         self._turned_at = time.monotonic()
         self._do("serving")
@@ -189,6 +194,8 @@ class Supervisor:
         for service in self.services.values():
             if service.state is ServiceState.BACKOFF and now >= service.restart_at:
                 self._spawn(service)
+                if ARMED:
+                    reach("supervisor.started")
 
     def _kill_silent(self) -> None:
         """A process that hangs is worse than one that died: make it that."""
@@ -293,6 +300,8 @@ class Supervisor:
                     self._listener.send(other.peer, KernelRestarted())
 
     def _on_exit(self, service: Service) -> None:
+        if ARMED:
+            reach("supervisor.death.seen")
         now, pid = time.monotonic(), service.pid
         policy = _POLICY if self._starting else _POLICIES.get(service.spec.role, _POLICY)
         if service.state is not ServiceState.STOPPING:
@@ -312,6 +321,8 @@ class Supervisor:
         if service.peer is not None:
             self._listener.core.forget(service.peer)
         exit_code, ending = service.reap(_STATE_AFTER[action])
+        if ARMED:
+            reach("supervisor.death.reaped")
         self._changed = True
         if service.spec.role == "microkernel":
             self._link.close()
@@ -354,6 +365,8 @@ class Supervisor:
                 self._kill(message.name, message.reason)
             elif isinstance(message, Draining):
                 self._hear_of_drain(message)
+        if ARMED and any(service.state is ServiceState.BACKOFF for service in self.services.values()):
+            reach("supervisor.death.told")
 
     def _hear_of_drain(self, message: Draining | None) -> None:
         if self._drain is not None:

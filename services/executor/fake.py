@@ -4,7 +4,8 @@ It honours lengths, pages and seeds but no sampling parameter that needs logits;
 certainty (0.0). It claims host pages too: `host_cache_gib` at 64 bytes a token, and a microsecond to swap one.
 `step_s`, in a process LLMOS_FAKE_STEP_MS (milliseconds), makes a step last at least that long. `check`, in a process
 LLMOS_FAKE_CHECK=1, remembers what each page slot would hold and ends with an assertion when a row meets other tokens than its own.
-LLMOS_FAKE_POISON=TOKEN kills the process whenever it computes that token, as a request might that hits a bug.
+LLMOS_FAKE_POISON=TOKEN kills the process whenever it computes that token, as a request might that hits a bug. LLMOS_FAKE_NAN=TOKEN[:N]
+makes the numbers of a row that computes that token go bad, N times or always.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ DEFAULT_PAGES = 4096
 STEP_MS_VARIABLE = "LLMOS_FAKE_STEP_MS"
 CHECK_VARIABLE = "LLMOS_FAKE_CHECK"
 POISON_VARIABLE = "LLMOS_FAKE_POISON"
+NAN_VARIABLE = "LLMOS_FAKE_NAN"
 BYTES_PER_TOKEN = 64
 POISONED_EXIT = 70
 SWAP_US = 1.0
@@ -48,7 +50,7 @@ class FakeBackend:
     def __init__(
         self, limits: Limits, *, vocab_size: int = DEFAULT_VOCAB, max_context: int = DEFAULT_CONTEXT,
         num_pages: int = DEFAULT_PAGES, page_size: int = 16, host_pages: int = 0, step_s: float = 0.0, check: bool = False,
-        poison: int | None = None,
+        poison: int | None = None, nan: int | None = None, nan_times: int = -1,
     ) -> None:  # fmt: skip
         context = min(max_context, num_pages * page_size)
         self.capabilities = Capabilities(
@@ -58,7 +60,7 @@ class FakeBackend:
         self.description = f"fake model, {vocab_size} tokens"
         self.step_s = step_s
         self.rows = RowTable(limits.max_rows, context, page_size, num_pages)
-        self.poison = poison
+        self.poison, self.nan, self.nan_left = poison, nan, nan_times
         self.contents = PageContents(num_pages, page_size, host_pages) if check else None
 
     @classmethod
@@ -68,12 +70,14 @@ class FakeBackend:
         if (directory / CONFIG_FILE).exists():
             spec = read_spec(directory)
             vocab_size, context = spec.vocab_size, limit_context(spec, model.max_context)
+        nan, _, times = os.environ.get(NAN_VARIABLE, "").partition(":")
         gib, page_bytes = model.host_cache_gib, model.page_size * BYTES_PER_TOKEN
         return cls(
             limits, vocab_size=vocab_size, max_context=context, num_pages=model.num_pages or DEFAULT_PAGES,
             page_size=model.page_size, host_pages=fitting_pages("host_cache_gib", gib, page_bytes) if gib else 0,
             step_s=float(os.environ.get(STEP_MS_VARIABLE, "0")) / 1000, check=os.environ.get(CHECK_VARIABLE) == "1",
             poison=int(poison) if (poison := os.environ.get(POISON_VARIABLE)) else None,
+            nan=int(nan) if nan else None, nan_times=int(times or -1),
         )  # fmt: skip
 
     def reset(self) -> None:
@@ -81,25 +85,35 @@ class FakeBackend:
         if self.contents is not None:
             self.contents.clear()
 
-    def _touches(self, work: Work, token: int) -> bool:
-        """Does this step compute that token?"""
+    def _touching(self, work: Work, token: int) -> list[int]:
+        """Rows that compute that token in this step."""
         tokens, newest = self.rows.tokens, self.rows.length - 1
-        decoded = (tokens[row, newest[row]] for row in work.decode.tolist())
-        prefilled = (value for chunk in work.chunks for value in tokens[chunk.row, chunk.start : chunk.end].tolist())
-        return token in decoded or token in prefilled
+        decoding = [row for row in work.decode.tolist() if tokens[row, newest[row]] == token]
+        return decoding + [chunk.row for chunk in work.chunks if token in tokens[chunk.row, chunk.start : chunk.end]]
+
+    def _going_bad(self, work: Work) -> list[int]:
+        """Rows whose numbers go bad in this step."""
+        if self.nan is None or not self.nan_left:
+            return []
+        rows = self._touching(work, self.nan)
+        self.nan_left -= bool(rows)
+        self.rows.failed[rows] = True
+        return rows
 
     def execute(self, plan: StepPlan) -> StepOutput:
         started = time.monotonic()
         moves = read_moves(plan, self.capabilities.num_pages, self.capabilities.host_pages)
         work = self.rows.apply(plan)
-        if self.poison is not None and self._touches(work, self.poison):
+        if self.poison is not None and self._touching(work, self.poison):
             os._exit(POISONED_EXIT)
         if self.contents is not None:
             self.contents.move(moves)
             self.contents.enter([add.row for add in plan.row_adds], work, self.rows)
             self.contents.compute(work, self.rows)
         self.rows.computed_to(work)
-        sampling = [*work.decode.tolist(), *(chunk.row for chunk in work.chunks if chunk.sample)]
+        bad = self._going_bad(work)
+        asked = [*work.decode.tolist(), *(chunk.row for chunk in work.chunks if chunk.sample)]
+        sampling = [row for row in asked if row not in bad] if bad else asked
         rows = np.array(sampling, dtype=np.int64)
         positions = self.rows.length[rows].tolist()
         seeds = self.rows.sampling.seed[rows].tolist()
@@ -112,7 +126,7 @@ class FakeBackend:
             if self.rows.sampling.logprobs[row] >= 0
         )
         samples = pack_i32(value for entry in zip(sampling, positions, tokens) for value in entry)
-        failed = pack_i32(value for row in work.skipped for value in (row, FinishReason.NUMERICAL_ERROR))
+        failed = pack_i32(value for row in (*work.skipped, *bad) for value in (row, FinishReason.NUMERICAL_ERROR))
         if (left := self.step_s - (time.monotonic() - started)) > 0:
             time.sleep(left)
         return StepOutput(samples, logprobs, failed)

@@ -18,6 +18,7 @@ from typing import Any
 
 from llmos.config import model_path
 from llmos.errors import ProtocolError, from_code
+from llmos.killpoints import ARMED, reach
 from llmos.ports.lifeline import Lifeline
 from llmos.ports.sync import Dialer, PortSet
 from llmos.protocol import handshake
@@ -109,6 +110,8 @@ class ExecutorService:
         self.generation = _NO_GENERATION
         if self.port.send(handshake.hello("executor", self.name)):  # else the socket has not found the new one yet
             self._kernels_greeted = self.line.kernel_restarts
+            if ARMED:
+                reach("executor.again.greeted")
             log.info("the microkernel restarted; registering again")
 
     def _receive(self) -> Message | None:
@@ -136,8 +139,12 @@ class ExecutorService:
     def _announce(self) -> None:
         fields = dataclasses.asdict(self.backend.capabilities)
         self.port.send(ExecutorReady(model=self.model, **fields))
+        if ARMED:
+            reach("executor.start.announced")
 
     def _serve(self, generation: int) -> None:
+        if ARMED:
+            reach("executor.start.generation")
         self.backend.reset()
         self.generation = generation
         self._idle_since = time.monotonic()
@@ -150,16 +157,24 @@ class ExecutorService:
         if plan.generation != self.generation:
             self.plans_dropped += 1
             return
+        if ARMED:
+            reach("executor.plan.received")
         started = time.monotonic()
         with self.pulse.step(plan):
             output = self.backend.execute(plan)
         ended = time.monotonic()
+        if ARMED:
+            reach("executor.step.computed")
         busy_us, idle_us = int((ended - started) * 1e6), int((started - self._idle_since) * 1e6)
         self.steps += 1
         self._idle_since = ended
         self.port.send(
             StepResult(plan.generation, plan.step, output.samples, output.logprobs, output.failed, busy_us, idle_us)
         )
+        if ARMED:
+            reach("executor.result.sent")
+            if self.steps % 5 == 0:
+                reach("executor.result.fifth")
 
 
 def _num_tokens(plan: StepPlan) -> int:
@@ -181,6 +196,8 @@ def run(context: ServiceContext, line: Lifeline) -> None:
     log.info("%s: ready in %.1f s: %s", model.name, time.monotonic() - started, backend.description)
     gc.collect()
     gc.freeze()
+    if ARMED:
+        reach("executor.start.loaded")
     port: Dialer[Any] = Dialer(context.run_dir, "kernel", Schema(FromKernel))
     try:
         ExecutorService(context.name, model.name, backend, port, pulse).run(config.daemon.start_timeout_s)

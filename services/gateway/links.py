@@ -82,21 +82,31 @@ class Link:
             self._dialer = AsyncDialer(self._run_dir, self.socket, self._schema)
             monitor = LossMonitor(self._dialer.socket)
             try:
-                if await self._greet(self._dialer):
+                if await self._greet(self._dialer, monitor):
                     await self._serve(self._dialer, monitor)
             finally:
                 monitor.close()
                 self._dialer.close()
             await asyncio.sleep(_RETRY_S)
 
-    async def _greet(self, dialer: AsyncDialer[Any]) -> bool:
+    async def _greet(self, dialer: AsyncDialer[Any], monitor: LossMonitor) -> bool:
+        greeting = asyncio.create_task(dialer.greet("gateway", self._name, _GREET_TIMEOUT_S))
+        lost = asyncio.create_task(monitor.lost())
         try:
-            await dialer.greet("gateway", self._name, _GREET_TIMEOUT_S)
+            await asyncio.wait((greeting, lost), return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():  # whoever answers next has not heard our hello
+                log.info("%s: it left while it was greeted", self.socket)
+                return False
+            greeting.result()
         except ProtocolError:
             raise  # mixed versions: a bug of the installation
         except LlmosError as error:
             log.info("%s: %s", self.socket, error.message)
             return False
+        finally:
+            greeting.cancel()
+            lost.cancel()
+            await asyncio.gather(greeting, lost, return_exceptions=True)
         return True
 
     async def _serve(self, dialer: AsyncDialer[Any], monitor: LossMonitor) -> None:

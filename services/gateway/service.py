@@ -22,6 +22,7 @@ from llmos.config import state_dir, tcp_address
 from llmos.errors import InvalidRequest, LlmosError, Unauthorized, Unavailable
 from llmos.keys.ring import KeyRing
 from llmos.keys.roles import Role
+from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import error_message
 from llmos.ports.endpoint import RunDir
@@ -94,7 +95,7 @@ class Gateway:
             "kernel",
             _from_kernel,
             name=name,
-            on_message=lambda message: self.router.on_kernel(message, time.monotonic()),
+            on_message=self._on_kernel,
             on_up=lambda: self.router.on_kernel_up(time.monotonic()),
             on_down=lambda: self.router.on_kernel_down(time.monotonic()),
         )
@@ -118,6 +119,8 @@ class Gateway:
         self._run(*(link.run() for link in (self._text, self._kernel, self._control)))
         waits = (self._has_models.wait(), self._kernel.wait_up(), self._control.wait_up())
         await self._unless_broken(asyncio.gather(*waits))
+        if ARMED:
+            reach("gateway.start.connected")
         incarnation = time.time_ns() // 1_000_000
         self._clients, self._control_clients = self._listen_local(incarnation)
         data, control = [self._clients], [self._control_clients]
@@ -245,8 +248,19 @@ class Gateway:
         self._text.send(ModelInfoGet(self.router.next_number()))
         self.router.on_text_up(time.monotonic())
 
+    def _on_kernel(self, message: Any) -> None:
+        if ARMED:
+            reach("gateway.kernel.received")
+        self.router.on_kernel(message, time.monotonic())
+        if ARMED:
+            reach("gateway.kernel.handled")
+
     def _on_text(self, message: Any) -> None:
+        if ARMED:
+            reach("gateway.text.received")
         self.router.on_text(message, time.monotonic())
+        if ARMED:
+            reach("gateway.text.handled")
         if self.router.models:
             self._has_models.set()
 
@@ -272,9 +286,15 @@ class Gateway:
                 client.table.send(client, error_message(error, 0))
 
     def _on_client(self, client: ClientState[int], message: Any) -> None:
+        if ARMED:
+            reach("gateway.client.received")
         self.router.on_client(client, message, time.monotonic())
+        if ARMED:
+            reach("gateway.client.handled")
 
     def _on_control(self, client: ClientState[int], message: Any) -> None:
+        if ARMED:
+            reach("gateway.control.received")
         if isinstance(message, Cancel):
             self._relay.cancel(client.id, message.req)
             return
@@ -310,6 +330,8 @@ async def run(context: ServiceContext, lifeline: AsyncLifeline) -> None:
     try:
         await gateway.start()
         check_listening(gateway.addresses)
+        if ARMED:
+            reach("gateway.start.listening")
         lifeline.ready(f"serves {', '.join(gateway.router.models)} on {', '.join(gateway.addresses)}")
         await gateway.serve(lifeline.stop)
     finally:

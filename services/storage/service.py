@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmos.config import EMBEDDED_MODEL, Config, ModelConfig, model_path, state_dir
+from llmos.killpoints import ARMED, reach
 from llmos.ports.lifeline import Lifeline
 from llmos.ports.sync import Dialer, PortSet
 from llmos.protocol import handshake
@@ -48,6 +49,8 @@ def run(context: ServiceContext, lifeline: Lifeline) -> None:
     kernel: Dialer[Any] = Dialer(context.run_dir, "kernel-control", schema)
     storage = Storage(registry, kernel)
     storage.register_models(context.config)
+    if ARMED:
+        reach("storage.start.registered")
     kernel.greet("storage", context.name, _GREET_TIMEOUT_S)
     storage.send_tenants()
     lifeline.ready(f"models: {len(registry.rows())}, in {registry.path}")
@@ -99,6 +102,8 @@ class Storage:
         """Serve all messages of the microkernel that are here."""
         while (message := self._kernel.receive()) is not None:
             self.progress += 1
+            if ARMED:
+                reach("storage.received")
             if isinstance(message, Welcome):
                 handshake.check_answer(message, "the microkernel")
                 self.send_tenants()
@@ -108,6 +113,8 @@ class Storage:
                 self._set_state(message)
             elif isinstance(message, TenantStore):
                 self._registry.set_tenant(message.tenant)
+                if ARMED:
+                    reach("storage.tenant.stored")
             elif isinstance(message, Error):
                 log.error("microkernel: %s", message.message)
 

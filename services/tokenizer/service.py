@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos.config import Config, model_path
 from llmos.errors import ContextTooLong, InvalidRequest, LlmosError, NotFound
+from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import Peer, error_message
 from llmos.protocol import limits
@@ -97,6 +98,8 @@ class TextService:
     def handle(self, peer: Peer, message: Any) -> None:
         """Serve one message of a gateway; must run on the event loop."""
         self.served += 1
+        if ARMED:
+            reach("tokenizer.received")
         session = self._session(peer)
         if isinstance(message, DecodeStep):
             self._step(session, message)
@@ -155,7 +158,11 @@ class TextService:
                 error = NotFound(f"no decode stream {item.stream}", field="stream")
                 self._refuse_stream(session.peer, item.stream, error)
         if answers:
+            if ARMED:
+                reach("tokenizer.decoded")
             self._send(session.peer, Decoded(tuple(answers)))
+            if ARMED:
+                reach("tokenizer.sent")
 
     def _decode(self, session: _Session, item: DecodeItem) -> DecodedItem:
         found = session.streams[item.stream].step(item.ids, item.final)
@@ -257,6 +264,8 @@ def encode(model: ServedModel, message: Encode) -> Encoded:
         ids, source = model.encode_text(message.text, continues=message.continues), "text"
     else:
         ids, source = model.encode_chat(message.messages or ()), "messages"
+    if ARMED:
+        reach("tokenizer.encoded")
     if len(ids) > limits.MAX_PROMPT_TOKENS:
         raise ContextTooLong(f"{source}: {len(ids)} tokens, the limit is {limits.MAX_PROMPT_TOKENS}", field=source)
     return Encoded(message.req, pack_i32(ids), model.pieces(ids) if message.pieces else ())
@@ -288,6 +297,8 @@ def load_models(config: Config) -> ModelTable:
 async def run(context: ServiceContext, lifeline: AsyncLifeline) -> None:
     """Serve until asked to stop."""
     models = await asyncio.to_thread(load_models, context.config)
+    if ARMED:
+        reach("tokenizer.start.loaded")
     listener: AsyncListener[Any] = AsyncListener(
         context.run_dir, "text", Schema(GatewayToTokenizer), ROLES, incarnation=os.getpid()
     )

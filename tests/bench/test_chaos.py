@@ -27,6 +27,8 @@ def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--minutes", "1", "--faults", "unplug"), "'unplug'"),
         (("--minutes", "1", "--clients", "0"), "--clients"),
         ((), "--minutes"),
+        (("--points", "microkernel.lunch"), "'microkernel.lunch'"),
+        (("--minutes", "1", "--pairs"), "--pairs needs --points"),
     ],
 )
 def test_bad_options_are_refused_by_name(arguments, word):
@@ -51,3 +53,20 @@ def test_kills_under_load_harm_nobody(tmp_path):
     assert total["requests_hit"] > 10
     assert result["tokens"] > 1000
     assert set(Path(tempfile.gettempdir()).glob("llmos-chaos-*")) <= folders
+
+
+@pytest.mark.slow
+def test_kills_at_points_of_the_code_harm_nobody(tmp_path):
+    out = tmp_path / "points.json"
+    points = (
+        "microkernel.journal.torn,microkernel.sent.one,executor.step.computed,gateway.kernel.received,tokenizer.decoded"
+    )
+    options = ("--clients", "6", "--step-ms", "10", "--out", str(out))
+    done = chaos("--points", points, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(out.read_text())
+    assert sorted(f"{row['kind']}.{row['fault']}" for row in result["rows"]) == sorted(points.split(","))
+    total = result["total"]
+    assert (total["injected"], total["recovered"]) == (5, 5)
+    assert (total["failed"], total["lost"], total["duplicated"], total["changed"]) == (0, 0, 0, 0)
+    assert total["requests_hit"] > 5

@@ -9,12 +9,13 @@ import time
 import pytest
 from plan_driver import PlanDriver
 
+from llmos.codes import FinishReason
 from llmos.config import ModelConfig
 from llmos.errors import ConfigError, ModelError
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import RowAdd, StepPlan
 from llmos.protocol.params import SamplingParams
-from llmos.services.executor.backend import Limits
+from llmos.services.executor.backend import Limits, StepOutput
 from llmos.services.executor.fake import FakeBackend, fake_token
 
 
@@ -141,3 +142,18 @@ def test_impossible_plans_are_refused(steps, complaint):
         backend.execute(step)
     with pytest.raises(AssertionError, match=complaint):
         backend.execute(steps[-1])
+
+
+def test_numbers_go_bad_at_a_token_as_often_as_asked():
+    backend = FakeBackend(Limits(4, 64), vocab_size=100, nan=7, nan_times=1)
+    params = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=1)
+
+    def enter(step: int, row: int, tokens: list[int]) -> StepOutput:
+        add = RowAdd(row, row + 1, pack_i32(tokens), len(tokens), 0, pack_i32([row]), params)
+        return backend.execute(StepPlan(1, step, b"", (add,), b"", pack_i32([row, 0, len(tokens), 1]), b""))
+
+    bad = enter(1, 0, [5, 7])
+    assert (bad.samples, bad.failed) == (b"", pack_i32([0, FinishReason.NUMERICAL_ERROR]))
+    assert backend.execute(StepPlan(1, 2, b"", (), b"", b"", pack_i32([0]))).failed == bad.failed
+    good = enter(3, 1, [5, 7])
+    assert (len(good.samples), good.failed) == (12, b"")

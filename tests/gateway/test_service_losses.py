@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import zmq
 from gateway_peer import Peer, generate, go_on
 from gateway_world import GatewayWorld, wait_until
 
 from llmos.codes import ErrorCode, FinishReason
+from llmos.ports.sync import Listener
 from llmos.protocol import messages as m
+from llmos.protocol.codec import Schema
 from llmos.services.gateway import links
 
 
@@ -196,3 +200,15 @@ def test_what_a_socket_can_not_take_now_it_takes_later(world: GatewayWorld, monk
         client.ask(generate(1, "ab", max_tokens=4), m.Accepted)
         assert client.read()[0] == "abab"
     assert next(refusals, None) is None
+
+
+def test_a_microkernel_that_dies_while_it_is_greeted_is_greeted_again_at_once(world: GatewayWorld) -> None:
+    """Not when the time for an answer is over: its clients wait all that time."""
+    end_kernel(world)
+    deaf: Listener[Any] = Listener(world.run_dir, "kernel", Schema(m.ToKernel), frozenset({"gateway"}))
+    wait_until(lambda: deaf.socket.poll(0, zmq.POLLIN))  # its hello is there, and will not be read
+    started = time.monotonic()
+    deaf.close()
+    world.start_kernel(world.kernel)
+    wait_until(lambda: world.gateway._kernel.is_up)
+    assert time.monotonic() - started < links._GREET_TIMEOUT_S / 2

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from crash import Journaled
-from kernel_world import CONTROL, GATEWAY, SUPERVISOR, World, params
+from kernel_world import CONTROL, GATEWAY, SUPERVISOR, World, params, token_at
 
 from llmos.codes import ErrorCode, FinishReason, PageFate, SeqState
 from llmos.microkernel import records
@@ -240,3 +240,41 @@ def _event(world: World, rng: random.Random) -> None:
         del world.streams[seq.rid].ids[upto:]
     else:
         world.step()
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_an_end_that_was_not_written_any_more_follows_from_the_tokens(stop: bool):
+    """Killed in the middle of a write: the last token is in the journal, its end is not."""
+    world, journaled = make_world()
+    ids = [token_at(3, 2 + at) for at in range(6)]
+    rid = world.submit([1, 2], max_tokens=20 if stop else 6, seed=3, stop_token_ids=(ids[5],) if stop else ())
+    world.run()
+    journaled.take()
+    fold = Fold()
+    for frame in journaled.frames:
+        if not isinstance(record := records.decode(frame), records.EndRecord):
+            fold.add(record)
+    kernel = Kernel(world.limits, world.kernel.state.scheduling, ("demo",), 2, world.now)
+    restore(kernel.state, fold, 0.0, world.now)
+    kernel.check()
+    seq = kernel.state.ended[rid]
+    assert seq.reason is (FinishReason.STOP if stop else FinishReason.LENGTH)
+    assert list(seq.tokens[2:]) == ids
+    assert seq.end.usage.output_tokens == 6
+
+
+def test_who_waited_for_one_that_ended_badly_ends_if_it_was_not_told():
+    world, journaled = make_world()
+    first = world.submit([1, 2], max_tokens=20)
+    second = world.submit([3], max_tokens=5, after=(first,))
+    world.ask(m.Kill(world._next(), first))
+    journaled.take()
+    fold = Fold()
+    for frame in journaled.frames:
+        record = records.decode(frame)
+        if not (isinstance(record, records.EndRecord) and record.rid == second):
+            fold.add(record)
+    kernel = Kernel(world.limits, world.kernel.state.scheduling, ("demo",), 2, world.now)
+    restore(kernel.state, fold, 0.0, world.now)
+    kernel.check()
+    assert kernel.state.ended[second].reason is FinishReason.DEPENDENCY

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kernel_world import CONTROL, GATEWAY, SUPERVISOR, World, params
+from kernel_world import CONTROL, GATEWAY, SUPERVISOR, VOCAB, World, params
 
 from llmos.codes import ErrorCode, FinishReason, PageFate, ServiceState
 from llmos.microkernel.sender import Sender
@@ -126,3 +126,21 @@ def test_restarts_that_were_asked_for_convict_nobody():
     assert stream.end is not None
     assert stream.end.reason == FinishReason.LENGTH
     assert stream.ids == stream.expected(10)
+
+
+def test_a_death_that_is_told_late_does_not_cost_the_next_process_its_place():
+    """Executor and microkernel died together: the next executor is here before the next microkernel hears of the death."""
+    world = World()
+    executor = Sender(50, "executor", "executor.demo", 4711)
+    ready = m.ExecutorReady("demo", 64, 4, 8, 32, 4096, VOCAB, "float32", "fake", 0, 1.0)
+    world.executor_peer = executor.peer
+    world.send(executor, ready)
+    storage = Sender(51, "storage", "storage", 4712)
+    world._deliver(world.kernel.greet(storage, world.now))
+    world.send(SUPERVISOR, m.ServiceDown("executor", "executor.demo", 4000, replaced=True))
+    world.send(SUPERVISOR, m.ServiceDown("storage", "storage", 4001, replaced=True))
+    state = world.kernel.state
+    assert (state.lanes["demo"].executor, state.storage) == (executor.peer, storage.peer)
+    world.send(SUPERVISOR, m.ServiceDown("executor", "executor.demo", 4711, replaced=True))
+    world.send(SUPERVISOR, m.ServiceDown("storage", "storage", 4712, replaced=True))
+    assert (state.lanes["demo"].executor, state.storage) == (None, 0)

@@ -7,6 +7,7 @@ import itertools
 import os
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 
 from llmos.codes import ErrorCode
 from llmos.errors import ConfigError, DaemonNotRunning, Overloaded, ProtocolError, RequestTimeout, VersionMismatch
+from llmos.ports import sync
 from llmos.ports.aio import AsyncDialer, AsyncListener
 from llmos.ports.core import peer_uid
 from llmos.ports.endpoint import RunDir
@@ -292,6 +294,28 @@ def test_nobody_there_is_daemon_not_running_and_silence_is_a_timeout(run_dir: Ru
 def test_a_silent_listener_is_daemon_not_running(run_dir: RunDir) -> None:
     with SyncPair(run_dir) as pair, pytest.raises(DaemonNotRunning, match="no answer"):
         pair.dialer.greet("storage", "s1", 0.1)
+
+
+def test_a_hello_that_died_with_its_hearer_is_said_again(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "_HELLO_AGAIN_S", 0.2)
+    first: Listener[Any] = Listener(run_dir, "supervisor", TO, frozenset({"storage"}))
+    dialer: Dialer[Any] = Dialer(run_dir, "supervisor", FROM)
+    second: list[Listener[Any]] = []
+
+    def die_and_come_back() -> None:
+        until(lambda: first.socket.poll(10, zmq.POLLIN))  # the hello is there, and will not be read
+        first.close()
+        second.append(Listener(run_dir, "supervisor", TO, frozenset({"storage"})))
+        until(lambda: (second[0].receive(), second[0].core.peers)[1])
+
+    other = threading.Thread(target=die_and_come_back)
+    other.start()
+    try:
+        assert isinstance(dialer.greet("storage", "s1", 20.0), Welcome)
+    finally:
+        other.join()
+        dialer.close()
+        second[0].close()
 
 
 def test_port_set_gives_ports_in_their_order(run_dir: RunDir) -> None:

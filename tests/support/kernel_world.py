@@ -71,7 +71,8 @@ class FakeExecutor:
         self.decode: list[int] = []
         self.inbox: deque[m.StepPlan] = deque()
         self.computed_tokens = 0
-        self.fail_rows: dict[int, int] = {}  # rid -> reason, once
+        self.fail_rows: dict[int, int] = {}  # rid -> reason; each fails `fail_times`, twice if that says nothing
+        self.fail_times: dict[int, int] = {}
         self._flat = self.kv.reshape(-1)
         self._in_page = np.arange(page_size)
 
@@ -148,8 +149,11 @@ class FakeExecutor:
         row = self.rows[number]
         if row.failed:
             return
-        reason = self.fail_rows.pop(row.rid, None)
+        reason = self.fail_rows.get(row.rid)
         if reason is not None:
+            self.fail_times[row.rid] = self.fail_times.get(row.rid, 2) - 1
+            if not self.fail_times[row.rid]:
+                del self.fail_rows[row.rid], self.fail_times[row.rid]
             row.failed = True
             failed += (number, int(reason))
             return

@@ -155,7 +155,8 @@ BUGS = (
     Bug("control_verbs.py", "siblings get the same seed", "seed=(seed + parent.forks * _SEED_STEP) & _SEED_MASK", "seed=(seed + _SEED_STEP) & _SEED_MASK"),
     Bug("control_verbs.py", "a selector kills sequences of others", "            message.owner in (None, seq.owner)\n            and message.tenant", "            message.owner != \"\"\n            and message.tenant"),
     Bug("control_verbs.py", "what a sequence waits for can be changed when it has begun", "if seq.started_at is not None or seq.kept_tokens or seq.row != NO_ROW:", "if seq.row != NO_ROW:"),
-    Bug("service_verbs.py", "pages with bad numbers are kept", "drop=reason is FinishReason.NUMERICAL_ERROR", "drop=False"),
+    Bug("scheduler.py", "pages with bad numbers are found in the prefix cache", "            self.residents.void(seq)\n", ""),
+    Bug("commit.py", "bad numbers are tried again and again", "            if not seq.may_try_again():\n", "            if not seq.may_try_again() and False:\n"),
     Bug("service_verbs.py", "storage is not told of new limits", "    if state.storage != NOBODY:\n        _store(state, name, limits)\n\n\ndef", "\n\ndef"),
     Bug("service_verbs.py", "stored limits overwrite newer ones", "state.tenant_limits = stored | state.tenant_limits", "state.tenant_limits = state.tenant_limits | stored"),
     # ------------------------------------------------------------ sequence.py, report.py, policy.py, lane.py

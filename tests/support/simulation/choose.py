@@ -304,7 +304,8 @@ class Chooser:
     def _fail(self, world: World) -> dict[str, Any] | None:
         known = self._pick(world, lambda known: known.generating)
         reason = self.rng.choice((int(FinishReason.NUMERICAL_ERROR),) * 3 + (int(FinishReason.STOP), 99))
-        return None if known is None else {"seq": known.label, "reason": reason}
+        times = self.rng.choice((1, 1, 2))
+        return None if known is None else {"seq": known.label, "reason": reason, "times": times}
 
     def _storage_up(self, world: World) -> dict[str, Any]:
         return {"synced": self.rng.random() < 0.9}

@@ -91,11 +91,12 @@ def _damaged(triples: list[tuple[int, int, int]], fault: str, place: int) -> lis
 
 
 @verb
-def fail(world: World, before: Before, number: int, *, seq: str, reason: int) -> None:
-    """The numbers of a sequence go bad at its next token."""
+def fail(world: World, before: Before, number: int, *, seq: str, reason: int, times: int = 2) -> None:
+    """The numbers of a sequence go bad at its next token: once, which nobody notices, or again when it is computed again."""
     known = world.ledger.by_label.get(seq)
     if known is not None and known.model in world.mirrors:
-        world.mirrors[known.model].executor.fail_rows[known.rid] = reason
+        executor = world.mirrors[known.model].executor
+        executor.fail_rows[known.rid], executor.fail_times[known.rid] = reason, times
 
 
 @verb
