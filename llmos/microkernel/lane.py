@@ -139,9 +139,11 @@ class Lane:
         """Commit a result; None if it is not exactly the next one."""
         scheduler = self.scheduler
         expected = scheduler.in_flight[0].step if scheduler is not None and scheduler.in_flight else None
-        if scheduler is None or self._is_condemned or result.generation != self.generation or result.step != expected:
+        is_old = result.generation != self.generation  # left over from before one of us began anew: nobody's fault
+        if scheduler is None or self._is_condemned or is_old or result.step != expected:
             self.results_dropped += 1
-            self._note_wrong(_WRONG, now)
+            if not is_old:
+                self._note_wrong(_WRONG, now)
             return None
         try:
             failed = _matrix(result.failed, 2) if result.failed else _NOBODY

@@ -232,7 +232,7 @@ def test_a_refusal_says_where_the_thing_hangs(thing, text):
     ("key", "ok"),
     [
         (bare(Job), True), (Sender(1, "a", "b"), True), ((1, ("a", SeqState.BLOCKED)), True), (m.PsGet(1), True),
-        (bare(Sender, peer=(), role="a", name="b"), False), (tuple(range(2000)), False), (np.int64(3), False),
+        (bare(Sender, peer=(), role="a", name="b", pid=0), False), (tuple(range(2000)), False), (np.int64(3), False),
     ],
 )  # fmt: skip
 def test_keys(key, ok):

@@ -193,3 +193,16 @@ def test_how_long_a_step_may_take():
     watch.begun(0.0)
     watch.done(0, 2048, 40.0)
     assert watch.limit(0, 2048) == 120.0  # a long step that is always long is legal
+
+
+def test_results_of_an_earlier_life_are_nobodys_fault():
+    world = make_world()
+    world.submit([1, 2, 3], max_tokens=40)
+    for _ in range(9):
+        world.send(EXECUTOR, m.StepResult(world.executor.generation - 1, 1, b"", (), b"", 10, 0))
+    wait(world, 1.0)
+    assert kills(world) == []
+    assert world.kernel.state.lanes["demo"].results_dropped == 9
+    lie(world, 3)
+    wait(world, 0.2)
+    assert len(kills(world)) == 1

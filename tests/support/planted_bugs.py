@@ -168,8 +168,8 @@ BUGS = (
     Bug("policy.py", "the best class is preempted first", "return (priority_class(seq.nice), seq.rid)", "return (-priority_class(seq.nice), seq.rid)"),
     Bug("policy.py", "deadlines do not order the queue", "return (_NO_DEADLINE if seq.deadline is None else seq.deadline, seq.job.rid, seq.rid)", "return (seq.job.rid, seq.rid)"),
     Bug("policy.py", "the tenant that got most is served next", "return (tenant.counter, tenant.index)", "return (-tenant.counter, tenant.index)"),
-    Bug("lane.py", "results of an earlier executor count", "if scheduler is None or result.generation != self.generation or result.step != expected:", "if scheduler is None or result.step != expected:"),
-    Bug("lane.py", "results count in any order", "if scheduler is None or result.generation != self.generation or result.step != expected:", "if scheduler is None or result.generation != self.generation or expected is None:"),
+    Bug("lane.py", "results of an earlier executor count", "if scheduler is None or self._is_condemned or is_old or result.step != expected:", "if scheduler is None or self._is_condemned or result.step != expected:"),
+    Bug("lane.py", "results count in any order", "if scheduler is None or self._is_condemned or is_old or result.step != expected:", "if scheduler is None or self._is_condemned or is_old or expected is None:"),
     Bug("lane.py", "a sequence may want pages that are guaranteed to others", "executor.num_pages - self.tenants.guaranteed_to_others(tenant))", "executor.num_pages)"),
     Bug("lane.py", "host pages of a dead executor are kept", 'seq.page_table, seq.host_pages, seq.kept_tokens = array("i"), array("i"), 0', 'seq.page_table, seq.kept_tokens = array("i"), 0'),
     # ------------------------------------------------------------ recovery.py
