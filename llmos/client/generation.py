@@ -26,7 +26,7 @@ from llmos.protocol.messages import Accepted, Cancel, Error, Finished, Message, 
 _WHY = {  # the other names speak for themselves
     FinishReason.DEADLINE: "its deadline passed while it waited,",
     FinishReason.DEPENDENCY: "its dependency (`after`) ended badly,",
-    FinishReason.JOURNAL_CORRUPT: "part of its journal is damaged,",
+    FinishReason.JOURNAL_CORRUPT: "journal_corrupt (a part of it could not be read after a restart)",
     FinishReason.POISONED: "poisoned (the executor died of it again and again)",
 }
 _UNKNOWN = TokenLogprobs(math.nan)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-KINDS = "executor,storage"
+KINDS = "executor,storage,tokenizer,gateway,microkernel"
 
 
 def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -191,8 +191,8 @@ def test_host_cache_too_small_for_a_page(tmp_path):
 
 
 def test_host_cache_larger_than_memory(tmp_path):
-    with pytest.raises(ConfigError, match="2147483647 host pages do not fit in memory") as caught:
-        load(copy_of(tmp_path), host_cache_gib=65_536)
+    with pytest.raises(ConfigError, match="4194304 host pages do not fit in memory") as caught:
+        load(copy_of(tmp_path), host_cache_gib=65_536, page_size=1024)
     assert caught.value.field == "host_cache_gib"
 
 
