@@ -35,7 +35,7 @@ def configure(socket: zmq.Socket[Any], *, max_bytes: int) -> None:
     else:
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)  # who dies is back within a second
 
 
 def bind(socket: zmq.Socket[Any], run_dir: RunDir, name: str) -> None:
