@@ -6,7 +6,7 @@
 #
 # PYTHON=...            the Python (3.11 or newer) that .venv is made with
 # LLMOS_TORCH=cpu|cuda  which build of torch; without it: cuda where there is an NVIDIA GPU, else cpu
-# ARGS=...              further options: of llmosd for `make run`, of pytest for `make test`
+# ARGS=...              further options: of llmosd for `make run`, of pytest for `make test` ("-n 0 -k name": in one process, some)
 
 CANDIDATES := python3 python3.13 python3.12 python3.11 python3.14 python
 IS_NEW := import sys; print(sys.executable if sys.version_info >= (3, 11) else "")

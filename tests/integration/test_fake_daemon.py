@@ -146,6 +146,13 @@ def test_bad_requests_name_their_field_and_disturb_nobody(daemon, arguments, err
     assert tuple(token for chunk in chunks for token in chunk.token_ids) == expected(3, 1, 200)
 
 
+def next_but_probes(dialer: Dialer[m.Message]) -> m.Message:
+    """A gateway that lost a client sends a Welcome to all, to see who else is gone."""
+    while isinstance(answer := dialer.expect(10.0), m.Welcome):
+        pass
+    return answer
+
+
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
@@ -161,11 +168,11 @@ def test_bad_frames_get_a_typed_error_and_the_connection_lives(daemon, frame, co
     try:
         dialer.greet("client", "test", 5.0)
         dialer.socket.send(frame)
-        answer = dialer.expect(5.0)
+        answer = next_but_probes(dialer)
         assert isinstance(answer, m.Error)
         assert answer.code == code
         dialer.send(m.Tokenize(9, None, "hello", None))
-        assert isinstance(dialer.expect(10.0), m.Tokenized)
+        assert isinstance(next_but_probes(dialer), m.Tokenized)
     finally:
         dialer.close()
 
