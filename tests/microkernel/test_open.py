@@ -341,6 +341,33 @@ def test_close_and_idleness_end_an_open_sequence_and_a_busy_one_is_not_idle():
     assert code_of(world.ask(m.Close(4, world.submit([1], max_tokens=1)))) == (ErrorCode.WRONG_STATE, "rid")
 
 
+def test_what_was_read_of_one_output_does_not_count_for_the_next():
+    world = make_world(window=4)
+    rid = world.spawn([1, 2, 3])
+    world.run()
+    world.continue_(rid, max_tokens=12)
+    while world.streams[rid].end is None:
+        world.run()
+        world.send(GATEWAY, m.SeqAck(rid, len(world.streams[rid].ids)))
+    world.continue_(rid, max_tokens=12)
+    world.run()
+    assert len(world.streams[rid].ids) == 4
+
+
+def test_who_waits_for_others_is_not_idle():
+    world = make_world(idle_timeout_s=10.0)
+    first = world.submit([1], max_tokens=50)
+    held = world.spawn([2, 3], after=(first,))
+    world.now += 11.0
+    world.step()
+    assert sequence(world, held).held_back
+    world.run()
+    assert sequence(world, held).state is SeqState.BLOCKED
+    world.now += 11.0
+    world._deliver(world.kernel.tick(world.now))
+    assert world.ask(m.Wait(3, held)).reason == FinishReason.IDLE
+
+
 def test_kill_by_selector():
     world = make_world(max_rows=2)
     mine = [world.submit([index], max_tokens=50) for index in range(3)]
