@@ -21,30 +21,19 @@ tokenizer of a bad text; what hung); the gateway's memory stayed within its limi
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from common import machine, versions
 from hostile.neighbour import Neighbour
+from hostile.report import add_options, report, show_log
 from hostile.scenarios import MAY_DIE, OPTIONS, SCENARIOS
 from hostile.target import Target
 
 
 def main() -> int:
     arguments = parse_arguments()
-    facts = {"machine": machine(), "versions": versions(), "command": shlex.join(["python", *sys.argv])}
-    rows = []
-    for name in arguments.scenario or SCENARIOS:
-        rows.append(run(name, arguments))
-        print(json.dumps(rows[-1]), flush=True)
-        if arguments.out:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
-    return 0 if all(row["good"] for row in rows) else 1
+    return report((run(name, arguments) for name in arguments.scenario or SCENARIOS), arguments.out)
 
 
 def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -59,19 +48,17 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             facts = SCENARIOS[name](target, arguments.scale)
         deaths, memory = target.deaths(), target.memory()
         log = target.log.read_text().splitlines()
-    good = set(deaths) <= MAY_DIE.get(name, set()) and not (one.failures or other.failures)
-    good = (
-        good
-        and facts["gateway_mib"] <= arguments.gateway_mib
-        and (facts.get("back_s") or 0.0) <= arguments.back_seconds
+    conditions = (
+        set(deaths) <= MAY_DIE.get(name, set()),
+        not (one.failures or other.failures),
+        min(one.streams, other.streams) > 0,
+        facts["gateway_mib"] <= arguments.gateway_mib,
+        (facts.get("back_s") or 0.0) <= arguments.back_seconds,
+        *(value for key, value in facts.items() if key.endswith("_ok")),
     )
-    good = (
-        good
-        and min(one.streams, other.streams) > 0
-        and all(value for key, value in facts.items() if key.endswith("_ok"))
-    )
+    good = all(conditions)
     if not good:
-        print("\n".join(log[-arguments.log_lines :]), file=sys.stderr)
+        show_log(log, arguments.log_lines)
     return {
         "scenario": name, "good": good, **facts, "deaths": deaths, "memory_mib": memory,
         "innocent_streams": one.streams + other.streams, "innocent_failures": one.failures + other.failures,
@@ -93,13 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         default=1.0,
         help="within which a gateway that died must be back (default %(default)s)",
     )
-    add(
-        "--log-lines",
-        type=int,
-        default=60,
-        help="of llmosd's log that are printed after a failure (default %(default)s)",
-    )
-    add("--out", type=Path, metavar="FILE", help="write the result as JSON")
+    add_options(parser)
     return parser.parse_args()
 
 

@@ -16,18 +16,16 @@ innocent client was right.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from common import machine, versions
 from hostile.attackers import ROLES, Attacker, Stuck
 from hostile.inside import Inside
 from hostile.neighbour import Neighbour
+from hostile.report import add_options, report, show_log
 from hostile.target import Target
 
 INSIDE = "inside"
@@ -36,16 +34,8 @@ MEND_EVERY, CHECK_EVERY = 300, 500
 
 def main() -> int:
     arguments = parse_arguments()
-    facts = {"machine": machine(), "versions": versions(), "command": shlex.join(["python", *sys.argv])}
-    rows = []
-    for port in arguments.port:
-        row = inside(arguments) if port == INSIDE else attack(port, arguments)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-        if arguments.out:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
-    return 0 if all(row["good"] for row in rows) else 1
+    rows = (inside(arguments) if port == INSIDE else attack(port, arguments) for port in arguments.port)
+    return report(rows, arguments.out)
 
 
 def attack(port: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -68,7 +58,7 @@ def attack(port: str, arguments: argparse.Namespace) -> dict[str, Any]:
     good = not (trouble or bad_deaths or neighbour.failures) and neighbour.streams > 0
     good = good and max(grown.values()) <= arguments.memory_mib
     if not good:
-        print("\n".join(log[-arguments.log_lines :]), file=sys.stderr)
+        show_log(log, arguments.log_lines)
     return {
         "port": port, "seed": arguments.seed, "frames": attacker.sent, "good": good, "trouble": trouble,
         "seconds": round(time.monotonic() - started, 1), "deaths": deaths, "memory_mib": memory,
@@ -125,13 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--seed", type=int, default=1, help="default %(default)s")
     add("--memory-mib", type=int, default=192, help="that a process may grow by (default %(default)s)")
-    add(
-        "--log-lines",
-        type=int,
-        default=60,
-        help="of llmosd's log that are printed after a failure (default %(default)s)",
-    )
-    add("--out", type=Path, metavar="FILE", help="write the result as JSON")
+    add_options(parser)
     return parser.parse_args()
 
 

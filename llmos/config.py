@@ -6,7 +6,6 @@ from them. Invariant: a `Config` that `load_config` returned is complete and in 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import tomllib
@@ -17,6 +16,7 @@ from typing import Any
 from llmos.errors import ConfigError
 from llmos.log import LEVELS
 from llmos.protocol.limits import MAX_CLIENTS, MAX_IN_FLIGHT_PER_CLIENT, MAX_KV_PAGES, MAX_MODEL_NAME_CHARS
+from llmos.tcp_address import parse_address
 from llmos.toml_tables import Problems, key, locate, nearest, read_table, render_table, required
 
 EMBEDDED_MODEL = "demo"
@@ -211,22 +211,6 @@ class StorageConfig:
 
 
 @dataclass(frozen=True)
-class TcpAddress:
-    """Where the gateway listens: `port` for data, the next one for control."""
-
-    host: str
-    port: int
-
-    @property
-    def shown(self) -> str:
-        return f"[{self.host}]" if ":" in self.host else self.host
-
-    @property
-    def is_any(self) -> bool:
-        return ipaddress.ip_address(self.host).is_unspecified
-
-
-@dataclass(frozen=True)
 class GatewayConfig:
     """The client port."""
 
@@ -301,7 +285,7 @@ def _build(raw: dict[str, Any], problems: Problems, base: Path) -> Config:
     tables: dict[str, Any] = {name: read_table(cls, raw.get(name, {}), problems, name) for name, cls in _TABLES.items()}
     config = Config(**tables, models=_models(raw.get("models"), problems, base))
     try:
-        tcp_address(config.gateway.tcp)
+        parse_address(config.gateway.tcp)
     except ConfigError as error:
         problems.add("gateway", 0, "tcp", error.message)
     if problems.found:
@@ -355,29 +339,6 @@ def _models(raw: Any, problems: Problems, base: Path) -> tuple[ModelConfig, ...]
 def model_path(model: ModelConfig) -> Path:
     """The model's directory; the embedded model lies in the package."""
     return Path(model.path) if model.path else Path(__file__).parent / "assets" / "demo-model"
-
-
-def tcp_address(text: str) -> TcpAddress | None:
-    """`gateway.tcp`, taken apart; None = there is none. Raises `ConfigError`."""
-    if not text:
-        return None
-    host, _, port = text.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        version: int = ipaddress.ip_address(bare).version
-    except ValueError:
-        version = 0
-    # Port 65535 has none after it.
-    if (
-        (version == 6) != (bare != host)
-        or not version
-        or not (port.isascii() and port.isdigit() and 0 < int(port) < 65_535)
-    ):
-        raise ConfigError(
-            f'gateway.tcp: {text!r} is not of the form "127.0.0.1:5820" or "[::1]:5820", with a port below 65535',
-            field="gateway.tcp",
-        )
-    return TcpAddress(bare, int(port))
 
 
 def state_dir(storage: StorageConfig) -> Path:

@@ -111,13 +111,7 @@ _BY_CODE: dict[int, type[LlmosError]] = {cls.code: cls for cls in _classes(Llmos
 
 
 def from_code(
-    code: int,
-    message: str,
-    *,
-    field: str | None = None,
-    rid: int | None = None,
-    retry_after_ms: float | None = None,
+    code: int, message: str, *, field: str | None = None, rid: int | None = None, retry_after_s: float | None = None
 ) -> LlmosError:
     """Rebuild the typed error of a wire code; an unknown code becomes the base class."""
-    retry_after_s = None if retry_after_ms is None else retry_after_ms / 1e3
     return _BY_CODE.get(code, LlmosError)(message, field=field, rid=rid, retry_after_s=retry_after_s)

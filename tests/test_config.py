@@ -16,9 +16,9 @@ from llmos.config import (
     model_path,
     render_config,
     state_dir,
-    tcp_address,
 )
 from llmos.errors import ConfigError
+from llmos.tcp_address import parse_address
 
 ROOT = Path(__file__).parents[1]
 
@@ -198,7 +198,7 @@ def test_where_state_lives(monkeypatch):
 def test_network_addresses(tmp_path, text):
     path = tmp_path / "a.toml"
     path.write_text(f'[gateway]\ntcp = "{text}"\n')
-    address = tcp_address(load_config(path).gateway.tcp)
+    address = parse_address(load_config(path).gateway.tcp)
     assert address is not None
     assert f"{address.shown}:{address.port}" == text
 

@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "llmos.guard": STDLIB,
     "llmos.log": STDLIB,
     "llmos.killpoints": STDLIB,
+    "llmos.tcp_address": STDLIB | PROTOCOL,
     "llmos.toml_tables": STDLIB,
-    "llmos.config": STDLIB | PROTOCOL | {"llmos.log", "llmos.toml_tables"},
+    "llmos.config": STDLIB | PROTOCOL | {"llmos.log", "llmos.tcp_address", "llmos.toml_tables"},
 }
 KERNEL_HEAVY = HEAVY - {"numpy"}  # per-row arrays may be numpy columns where a measurement shows that it pays
 OURS = {f"llmos.{name}" for name in ("microkernel", "supervisor", "client", "ctl", "services", "kernels")}

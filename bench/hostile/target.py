@@ -5,7 +5,6 @@ Only what this run started is ever looked at or touched.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
@@ -23,9 +22,8 @@ from types import TracebackType
 
 import psutil
 from chaos.answers import write_fake_model
+from chaos.standin import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 START_S = 60.0
 LOOK_S = 0.1
 CONFIG = """
@@ -53,11 +51,6 @@ path = "{home}/model"
 backend = "fake"
 num_pages = 256
 """
-
-
-def _die_with_us() -> None:
-    """In llmosd before it starts: whoever kills the benchmark does not leave it behind."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass
@@ -93,7 +86,7 @@ class Target:
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 [*command, "--run-dir", str(self.run_dir)], stdout=subprocess.PIPE, stderr=log, text=True,
-                env=self._environment, start_new_session=True, preexec_fn=_die_with_us,
+                env=self._environment, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         assert self._process.stdout is not None
         line = ""

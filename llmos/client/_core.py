@@ -14,7 +14,8 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from llmos.errors import LlmosError, ProtocolError, Unavailable, from_code
+from llmos.errors import LlmosError, ProtocolError, Unavailable
+from llmos.protocol.failures import typed
 from llmos.protocol.messages import Ack, Error, Finished, Message, Tokens, Welcome
 
 if TYPE_CHECKING:
@@ -176,10 +177,3 @@ class AckCounter:
             return None
         self._told = self._read
         return self._told
-
-
-def typed(message: Error) -> LlmosError:
-    """The exception that a wire error stands for."""
-    return from_code(
-        message.code, message.message, field=message.field, rid=message.rid, retry_after_ms=message.retry_after_ms
-    )

@@ -21,7 +21,6 @@ from llmos.protocol.codec import Schema
 from llmos.protocol.messages import Cancel, GatewayToClient, Message
 
 _CONNECT_TIMEOUT_S = 5.0
-_FAIR_SHARE = 64  # messages routed before other tasks get a turn: a receive that need not wait never yields
 _LINGER_MS = 2000  # for the last words of one who leaves; nobody waits for it
 _schema: Schema[Any] = Schema(GatewayToClient)
 M = TypeVar("M", bound=Message)
@@ -142,7 +141,6 @@ class Connection:
         self._dialer.socket.close(linger=linger_ms)
 
     async def _read(self) -> None:
-        num_read = 0
         while not self.closed:
             try:
                 message = await self._dialer.receive()
@@ -150,9 +148,6 @@ class Connection:
                 self.close(error)
                 return
             self._route(message)
-            num_read += 1
-            if num_read % _FAIR_SHARE == 0:
-                await asyncio.sleep(0)
 
     async def _watch(self, lost: asyncio.Future[Any], reader: asyncio.Task[None]) -> None:
         await lost

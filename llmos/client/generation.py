@@ -17,10 +17,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from llmos.client._core import Sink, typed
+from llmos.client._core import Sink
 from llmos.client.types import Chunk, Completion
 from llmos.codes import FinishReason
 from llmos.errors import LlmosError, ProtocolError, SequenceFailed, Unavailable
+from llmos.protocol.failures import typed
 from llmos.protocol.messages import Accepted, Cancel, Error, Finished, Message, TokenLogprobs, Tokens
 
 _WHY = {  # the other names speak for themselves

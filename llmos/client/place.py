@@ -15,8 +15,9 @@ from llmos.keys.secret import Secret, is_public_key
 from llmos.ports.aio import AsyncDialer
 from llmos.ports.endpoint import RunDir, default_run_dir
 from llmos.ports.monitor import LossMonitor
-from llmos.ports.tcp import Credentials, HandshakeMonitor, TcpDialer, tcp_url
+from llmos.ports.tcp import Credentials, HandshakeMonitor, TcpDialer
 from llmos.protocol.codec import Schema
+from llmos.tcp_address import TcpAddress
 
 DATA, CONTROL = "client", "client-control"
 
@@ -64,8 +65,8 @@ class LocalPlace:
 class RemotePlace:
     """A network address: data on `port`, control on the next one."""
 
-    def __init__(self, host: str, port: int, secret: Secret, server_key: str) -> None:
-        self._urls = {DATA: tcp_url(host, port), CONTROL: tcp_url(host, port + 1)}
+    def __init__(self, address: TcpAddress, secret: Secret, server_key: str) -> None:
+        self._urls = {DATA: address.url, CONTROL: address.control.url}
         self._credentials = Credentials(server_key.encode(), secret.public_key.encode(), secret.curve_secret)
 
     @property
@@ -92,17 +93,17 @@ def find_place(url: str | Path | None, key: str | None, server_key: str | None) 
     where = url if url is not None else os.environ.get("LLMOS_URL") or default_run_dir()
     if isinstance(where, Path) or "://" not in where:
         return LocalPlace(RunDir(where))
-    host, port = _parse(where)
+    address = _parse(where)
     if not (text := key if key is not None else os.environ.get("LLMOS_KEY", "")):
         raise Unauthorized(f"{where}: a key is needed: key=..., or LLMOS_KEY in the environment", field="key")
     server = server_key if server_key is not None else os.environ.get("LLMOS_SERVER_KEY", "")
     if not is_public_key(server):
         what = "is not 40 characters of Z85" if server else "is needed: server_key=..., or LLMOS_SERVER_KEY"
         raise InvalidRequest(f"server_key: {what} (`llmosctl keys server` shows it)", field="server_key")
-    return RemotePlace(host, port, Secret.parse(text), server)
+    return RemotePlace(address, Secret.parse(text), server)
 
 
-def _parse(url: str) -> tuple[str, int]:
+def _parse(url: str) -> TcpAddress:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -110,4 +111,4 @@ def _parse(url: str) -> tuple[str, int]:
         host = port = None
     if not host or not port or parts.scheme != "tcp" or parts.path or parts.query or parts.username or port > 65_534:
         raise InvalidRequest(f"url: {url!r} is not of the form tcp://HOST:PORT", field="url")
-    return host, port
+    return TcpAddress(host, port)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import datetime
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llmos.config import GatewayConfig, StorageConfig, load_config, state_dir, tcp_address
+from llmos.config import GatewayConfig, StorageConfig, load_config, state_dir
 from llmos.ctl.arguments import Json, terminal, wants_json
 from llmos.ctl.errors import EXIT_HELP, command
 from llmos.ctl.render import printable, short, table, write_json
 from llmos.keys.keyfile import Key, KeyFile
 from llmos.keys.roles import role_of
 from llmos.keys.server_key import make_server_key
+from llmos.tcp_address import parse_address
 
 app = typer.Typer(help="Keys of clients that come over the network.", epilog=EXIT_HELP, no_args_is_help=True)
 Config = Annotated[
@@ -121,10 +123,10 @@ def _found(config: Path | None, state: Path | None) -> tuple[GatewayConfig, Path
 
 def _url(gateway: GatewayConfig) -> str:
     """Where clients find it; an address that stands for all of the machine's is none to connect to."""
-    address = tcp_address(gateway.tcp)
+    address = parse_address(gateway.tcp)
     if address is None:
         return "tcp://HOST:PORT"
-    return f"tcp://{'HOST' if address.is_any else address.shown}:{address.port}"
+    return replace(address, host="HOST").url if address.is_any else address.url
 
 
 def _plain(key: Key) -> dict[str, object]:

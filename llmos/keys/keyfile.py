@@ -7,19 +7,16 @@ the next write would forget it.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
-import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 from msgspec import structs
 
 from llmos.errors import ConfigError, InvalidRequest, NotFound
+from llmos.keys.private import locked, problem_of, replace_private
 from llmos.keys.roles import Role, role_of
 from llmos.keys.secret import Secret, is_public_key
 from llmos.protocol.checks import check_tenant
@@ -69,7 +66,8 @@ class KeyFile:
         except OSError as error:
             raise self._bad(error.strerror or str(error)) from None
         with os.fdopen(fd, "rb") as file:
-            self._check_private(os.fstat(fd))
+            if (problem := problem_of(os.fstat(fd))) is not None:
+                raise self._bad(problem)
             raw = file.read(_MAX_BYTES + 1)
         return self._parse(raw)
 
@@ -77,7 +75,7 @@ class KeyFile:
         """Make a key. Its secret is given here and nowhere else."""
         _check_name(name)
         check_tenant(tenant)
-        with self._locked():
+        with locked(self.path.parent, "keys"):
             keys = self.read()
             taken = {key.id for key in keys}
             secret = next(made for made in iter(Secret.make, None) if made.id not in taken)
@@ -87,7 +85,7 @@ class KeyFile:
 
     def revoke(self, key_id: str) -> Key:
         """From now on it is worth nothing. Raises `NotFound`; a key that was revoked before stays as it was."""
-        with self._locked():
+        with locked(self.path.parent, "keys"):
             keys = self.read()
             found = next((key for key in keys if key.id == key_id), None)
             if found is None:
@@ -137,65 +135,12 @@ class KeyFile:
             if not good:
                 raise self._bad(f"key {key.id[:8]!r}: {what} is malformed")
 
-    def _check_private(self, found: os.stat_result) -> None:
-        if not stat.S_ISREG(found.st_mode):
-            raise self._bad("not a file")
-        if found.st_uid not in (os.geteuid(), 0):
-            raise self._bad(f"it belongs to user {found.st_uid}")
-        if found.st_mode & 0o077:
-            raise self._bad(f"it is open to other users (mode {found.st_mode & 0o777:o}); chmod 600 it")
-
     def _write(self, keys: tuple[Key, ...]) -> None:
         text = msgspec.json.format(msgspec.json.encode(_Content(_FORMAT, keys)), indent=1) + b"\n"
         replace_private(self.path, text)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        folder = self.path.parent
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(folder / "keys.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise ConfigError(f"{folder} can not be used: {error.strerror}", field="keys") from None
-        try:
-            give_to_owner(fd, folder)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
     def _bad(self, problem: str) -> ConfigError:
         return ConfigError(f"{self.path}: {problem}", field="keys")
-
-
-def replace_private(path: Path, content: bytes) -> None:
-    """Write a 0600 file in one step: after a crash there is the old one or the new one. Raises `ConfigError`."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.unlink(missing_ok=True)
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            give_to_owner(fd, path.parent)
-            file.write(content)
-            file.flush()
-            os.fsync(fd)
-        draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise ConfigError(f"{path} can not be written: {error.strerror}", field="keys") from None
-
-
-def give_to_owner(fd: int, folder: Path) -> None:
-    """What root makes in the state directory of another user's daemon has to be that user's."""
-    owner = folder.stat()
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def _check_name(name: str) -> None:

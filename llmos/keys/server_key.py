@@ -5,16 +5,14 @@ A file of its own, as it is the one secret the daemon has, and as clients know i
 
 from __future__ import annotations
 
-import fcntl
 import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
 
 from llmos.errors import ConfigError
-from llmos.keys.keyfile import give_to_owner, replace_private
+from llmos.keys.private import locked, problem_of, replace_private
 from llmos.keys.secret import is_public_key
 
 FILE_NAME = "server.key"
@@ -38,8 +36,7 @@ def read_server_key(state_dir: Path) -> ServerKey | None:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", field="server_key") from None
     with os.fdopen(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o077:
+        if problem_of(os.fstat(fd)) is not None:
             raise ConfigError(f"{path}: it has to be a file of this user, with mode 600", field="server_key")
         text = file.read(100).decode(errors="replace").strip()
     if not is_public_key(text):  # both halves have the same form
@@ -49,18 +46,9 @@ def read_server_key(state_dir: Path) -> ServerKey | None:
 
 def make_server_key(state_dir: Path) -> ServerKey:
     """The server's key, made now if there is none."""
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state_dir / "keys.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{state_dir} can not be used: {error.strerror}", field="server_key") from None
-    try:
-        give_to_owner(lock, state_dir)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(state_dir, "server_key"):
         if (found := read_server_key(state_dir)) is not None:
             return found
         public, secret = zmq.curve_keypair()
         replace_private(state_dir / FILE_NAME, secret + b"\n")
         return ServerKey(public.decode(), secret)
-    finally:
-        os.close(lock)

@@ -18,7 +18,6 @@ Prompts are in it: files are 0600 in a 0700 folder, and what is not known any mo
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import time
@@ -33,20 +32,17 @@ from llmos.microkernel import frames, transcript
 from llmos.microkernel.frames import Damage
 from llmos.microkernel.records import OLDEST_VERSION, VERSION, ExecutorRecord, MetaRecord, Origin, Record
 from llmos.microkernel.recovery import Fold
-from llmos.microkernel.reserve import Reserve
+from llmos.microkernel.reserve import FULL, Reserve
 from llmos.microkernel.state import State
 
 log = logging.getLogger(__name__)
 _SUFFIX = ".journal"
 SEGMENT_BYTES = 64 * 1024 * 1024
 CARRY_BYTES = 256 * 1024  # per turn, at least one sequence
-MEND_BYTES = (
-    16 * 1024 * 1024
-)  # at once when it can be written again, so that most journals are durable before anybody hears more
+MEND_BYTES = 16 * 1024 * 1024  # at once when it can be written again: most journals are whole before anybody hears more
 RENEW_S = 60.0  # how long what is forgotten may stay in a segment
 CLEAN_S = 1.0  # between attempts to delete
 OTHER_BOOT_RIDS = 100_000  # more than can have been given out in what the machine had not yet written when it stopped
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +98,7 @@ class Journal:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
         fold = Fold()
         counts = [0, 0, 0]
@@ -285,7 +281,7 @@ class Journal:
             )
         self.failure = f"{self._directory}: {error.strerror or error}"
         self.is_broken = True
-        if error.errno in _FULL:
+        if error.errno in FULL:
             self._reserve.give_up()
 
 

@@ -23,6 +23,7 @@ from llmos.microkernel.sequence import NOBODY
 from llmos.microkernel.state import State
 from llmos.microkernel.verb_table import VerbTable
 from llmos.protocol import messages as m
+from llmos.protocol.failures import error_message
 
 _PEOPLE = frozenset({"gateway", "supervisor"})
 _TABLES: tuple[tuple[frozenset[str], VerbTable], ...] = (
@@ -51,11 +52,7 @@ class Kernel:
                 raise PermissionRefused(f"role {sender.role!r} may not send {type(message).__name__}")
             handler(self.state, sender, message, now)
         except LlmosError as error:
-            req = getattr(message, "req", 0)
-            answer = m.Error(
-                req, int(error.code), error.message, error.field, error.rid, _milliseconds(error.retry_after_s)
-            )
-            self.state.outbox.send(sender.peer, answer)
+            self.state.outbox.send(sender.peer, error_message(error, getattr(message, "req", 0)))
         return self._effects(now)
 
     def tick(self, now: float) -> list[Send]:
@@ -109,7 +106,3 @@ class Kernel:
             seq = state.sequences.get(rid)
             if seq is not None and seq.deadline == moment and seq.started_at is None and seq.generating:
                 state.end_output(seq, FinishReason.DEADLINE, now)
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1e3

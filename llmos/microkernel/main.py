@@ -32,11 +32,12 @@ from llmos.microkernel.kernel import Kernel
 from llmos.microkernel.limits import KernelLimits, SchedulerLimits
 from llmos.microkernel.recorder import Delivery, Recorder, describe_error
 from llmos.microkernel.sender import Sender
-from llmos.ports.core import Peer, error_message
+from llmos.ports.core import Peer
 from llmos.ports.lifeline import Lifeline
 from llmos.ports.sync import Listener, PortSet
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema
+from llmos.protocol.failures import error_message
 from llmos.services.base import ServiceContext, service_main
 
 log = logging.getLogger(__name__)

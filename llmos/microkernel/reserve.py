@@ -10,7 +10,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 _LOOK_S = 1.0
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Reserve:
@@ -63,7 +63,7 @@ class Reserve:
         try:
             os.posix_fallocate(file, 0, self._size)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 self.give_up()
                 raise
             log.warning("no space can be set aside in %s: %s", self._directory, error.strerror)

@@ -81,17 +81,17 @@ class Residents:
         seq.wants_prefill = False
         self._block(seq, now)
 
-    def end_turn(self, seq: Sequence, num_output: int, now: float, *, drop: bool = False) -> None:
-        """An open sequence stops generating with its first `num_output` tokens. `drop`: what its pages hold is not to be trusted."""
+    def end_turn(self, seq: Sequence, num_output: int, now: float) -> None:
+        """An open sequence stops generating with its first `num_output` tokens."""
         self._block(seq, now)
         if seq.awaits_reader:
             self._stop_awaiting(seq, now)
         seq.end_turn(num_output)
-        self.forget_cut(seq, drop=drop)
+        self.forget_cut(seq)
 
-    def forget_cut(self, seq: Sequence, *, drop: bool = False) -> None:
+    def forget_cut(self, seq: Sequence) -> None:
         """Tokens of a sequence without a row were taken back: so is what was computed for them."""
-        if drop or (seq.host_pages and seq.kept_tokens >= len(seq.tokens)):
+        if seq.host_pages and seq.kept_tokens >= len(seq.tokens):
             self.holdings.release(seq)  # part of a host copy is not worth its own rules
         # Without the newest token, which is computed again: its page must not stay if it held more once, for others or the cache.
         seq.kept_tokens = min(seq.kept_tokens, len(seq.tokens) - 1)

@@ -24,13 +24,13 @@ SUPERVISOR_VERBS = VerbTable()
 @EXECUTOR_VERBS.handles(m.ExecutorReady)
 def executor_ready(state: State, sender: Sender, message: m.ExecutorReady, now: float) -> None:
     checks.check_executor(message)
-    if message.model not in state.lanes:
+    lane = state.lanes.get(message.model)
+    if lane is None:
         raise NotFound(f"model {message.model!r} is not configured", field="model")
     if sender.name != f"executor.{message.model}":
         raise PermissionRefused(f"{sender.name!r} is not the executor of {message.model!r}", field="model")
-    if state.supervisor != NOBODY and (doubt := state.lanes[message.model].doubt) is not None:
-        raise Unavailable(f"the executor that was there before is not dead yet, which it will be: {doubt}")
-    lane = state.lanes[message.model]
+    if state.supervisor != NOBODY and lane.doubt is not None:
+        raise Unavailable(f"the executor that was there before is not dead yet, which it will be: {lane.doubt}")
     lane.attach(sender.peer, message, now, sender.pid)
     state.refit(lane, now)
     state.note(ExecutorRecord(message))
@@ -48,7 +48,7 @@ def step_result(state: State, sender: Sender, message: m.StepResult, now: float)
     if columns:
         state.note(TokensRecord(columns))
     for seq, reason in outcome.ended:
-        state.end_output(seq, reason, now, drop=reason is FinishReason.NUMERICAL_ERROR)
+        state.end_output(seq, reason, now)
 
 
 def have_killed(state: State, lane: Lane, reason: str) -> None:

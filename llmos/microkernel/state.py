@@ -51,7 +51,7 @@ class State:
         self.lanes: dict[str, Lane] = {}
         self._first_generation = seed_root >> _GENERATION_BITS
         for model in models:
-            self.lane_for(model)
+            self._add_lane(model)
         self.sequences: dict[int, Sequence] = {}  # live
         self.ended = Archive(limits.retention_s)
         self.jobs = JobTable()
@@ -101,13 +101,9 @@ class State:
             raise NotFound(f"no model {model!r}; served: {', '.join(sorted(self.lanes))}", field="model")
         return lane
 
-    def lane_for(self, model: str) -> Lane:
-        """The lane of a model, made if it is new."""
-        lane = self.lanes.get(model)
-        if lane is None:
-            lane = self.lanes[model] = Lane(model, self.scheduling, self.limits_of, self._first_generation)
-            lane.tenants.meet(self.tenant_limits)
-        return lane
+    def _add_lane(self, model: str) -> None:
+        lane = self.lanes[model] = Lane(model, self.scheduling, self.limits_of, self._first_generation)
+        lane.tenants.meet(self.tenant_limits)
 
     def limits_of(self, tenant: str) -> TenantLimits:
         return self.tenant_limits.get(tenant) or TenantLimits()
@@ -258,9 +254,7 @@ class State:
         else:
             self._waiters.setdefault(seq.rid, []).append((peer, req))
 
-    def end_output(
-        self, seq: Sequence, reason: FinishReason, now: float, num_output: int | None = None, *, drop: bool = False
-    ) -> None:
+    def end_output(self, seq: Sequence, reason: FinishReason, now: float, num_output: int | None = None) -> None:
         """A turn is over: an open sequence rests, another one ends. `num_output`: how many of its tokens count."""
         if not seq.is_open:
             self.finish(seq, reason, now, num_output)
@@ -270,7 +264,7 @@ class State:
         count = seq.num_output if num_output is None else num_output
         self._tell_end(seq, reason, now, count)
         self.note(EndRecord(seq.rid, count, seq.end, 0, now))
-        scheduler.residents.end_turn(seq, count, now, drop=drop)
+        scheduler.residents.end_turn(seq, count, now)
         self.touch(seq, now)
 
     def refit(self, lane: Lane, now: float) -> None:

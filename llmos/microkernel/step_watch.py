@@ -61,7 +61,8 @@ class StepWatch:
         if now - self._looked_at > _STALL_S:
             self._waiting_since = max(self._waiting_since, now)
         self._looked_at = now
-        return now - self._waiting_since > self.limit(num_decodes, num_prefill)
+        waited = now - self._waiting_since
+        return waited > _LEAST_S and waited > self.limit(num_decodes, num_prefill)  # no limit is below that
 
     def wrong(self, now: float) -> bool:
         """The executor gave an answer that can not be right. Is it beyond hope?"""

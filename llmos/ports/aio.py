@@ -25,6 +25,21 @@ M = TypeVar("M")
 _FAIR_SHARE = 64
 
 
+class _Turns:
+    """However much there is to read, every `_FAIR_SHARE` frames the other tasks get a turn: a receive that need not wait never yields.
+
+    To be taken before a frame is read, so that nobody who is cancelled has one in hand.
+    """
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    async def take(self) -> None:
+        self._taken += 1
+        if not self._taken % _FAIR_SHARE:
+            await asyncio.sleep(0)
+
+
 class AsyncListener(Generic[M]):
     """The listening end of a port."""
 
@@ -51,20 +66,15 @@ class AsyncListener(Generic[M]):
         max_peers: int,
     ) -> None:
         self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
-        self._num_read = 0
+        self._turns = _Turns()
         self.socket: zmq.asyncio.Socket = context.socket(zmq.ROUTER)
         options.configure(self.socket, max_bytes=schema.max_bytes)
 
     async def receive(self) -> tuple[Peer, M]:
-        """The next message. Handshakes and bad frames are answered on the way.
-
-        However much there is to read, every `_FAIR_SHARE` frames the other tasks get a turn: a receive that need not wait never yields.
-        """
+        """The next message. Handshakes and bad frames are answered on the way."""
         while True:
+            await self._turns.take()
             frames = await self.socket.recv_multipart(copy=False)
-            self._num_read += 1
-            if not self._num_read % _FAIR_SHARE:
-                await asyncio.sleep(0)
             if len(frames) != 2:
                 self.core.counters.extra_frames += 1
                 continue
@@ -110,6 +120,7 @@ class AsyncDialer(Generic[M]):
         self.schema = schema
         self.counters = PortCounters()
         self._where = where
+        self._turns = _Turns()
         self.socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         options.configure(self.socket, max_bytes=schema.max_bytes)
 
@@ -126,6 +137,7 @@ class AsyncDialer(Generic[M]):
 
     async def receive(self) -> M:
         """The next message."""
+        await self._turns.take()
         return self.schema.decode(await self.socket.recv())
 
     def send(self, message: Message) -> bool:

@@ -8,14 +8,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from llmos.errors import LlmosError, Overloaded, ProtocolError
 from llmos.protocol import handshake
 from llmos.protocol.codec import Schema, encode, request_id
-from llmos.protocol.messages import Error, Hello
+from llmos.protocol.failures import error_message
+from llmos.protocol.messages import Hello, Message
 
 M = TypeVar("M")
 
@@ -118,16 +119,19 @@ class ListenerCore(Generic[M]):
         if self.on_lost is not None:
             self.on_lost(peer)
 
+    def unreachable(self, send: Callable[[Peer, Message], object]) -> Iterator[Peer]:
+        """Those that left: ZeroMQ does not say who did, but can not send to them. The others hear a Welcome. `send`: the listener's."""
+        welcome = handshake.welcome(self.name, self.incarnation)
+        for peer in list(self.peers.values()):
+            before = self.counters.unroutable
+            send(peer, welcome)
+            if self.counters.unroutable != before:
+                yield peer
+
     def forget(self, peer: Peer) -> None:
         """The peer is gone; its routing id must greet again."""
         if self.peers.get(peer.routing_id) is peer:
             del self.peers[peer.routing_id]
-
-
-def error_message(error: LlmosError, req: int) -> Error:
-    """A typed exception as its wire message."""
-    retry_after_ms = None if error.retry_after_s is None else error.retry_after_s * 1e3
-    return Error(req, int(error.code), error.message, error.field, error.rid, retry_after_ms)
 
 
 def peer_uid(address: str | None) -> int | None:

@@ -22,8 +22,6 @@ from llmos.protocol.messages import Message, Welcome
 M = TypeVar("M")
 _MOST_ANSWERED = 256
 _FIND_LOST_EVERY_S = 0.5
-
-
 _HELLO_AGAIN_S = 1.0
 
 
@@ -89,18 +87,16 @@ class Listener(Generic[M]):
         return True
 
     def _find_lost(self) -> None:
-        """ZeroMQ does not say who left, but it can not send to them. The others hear a Welcome, not too often."""
-        core, now = self.core, time.monotonic()
+        """Not too often. That they left is no failure to be counted."""
+        now = time.monotonic()
         if now < self._find_lost_at:
             return
         self._find_lost_at = now + _FIND_LOST_EVERY_S
-        welcome = encode(handshake.welcome(core.name, core.incarnation))
-        for peer in list(core.peers.values()):
-            before = core.counters.unroutable
-            self._send(peer.routing_id, welcome)
-            if core.counters.unroutable != before:
-                core.counters.unroutable = before
-                core.lost(peer)
+        unroutable = self.core.counters.unroutable
+        left = list(self.core.unreachable(self.send))
+        self.core.counters.unroutable = unroutable
+        for peer in left:
+            self.core.lost(peer)
 
     def close(self) -> None:
         self.socket.close()

@@ -40,10 +40,6 @@ class Credentials:
     secret: bytes = field(repr=False)
 
 
-def tcp_url(host: str, port: int) -> str:
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-
-
 class TcpListener(AsyncListener[M]):
     """The listening end. `context` must be one in which an `Authenticator` runs."""
 

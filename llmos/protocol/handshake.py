@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 
-from llmos.errors import ProtocolError, VersionMismatch, from_code
+from llmos.errors import ProtocolError, VersionMismatch
 from llmos.protocol import limits
 from llmos.protocol.codec import PROTOCOL_VERSION, SCHEMA_HASH
+from llmos.protocol.failures import typed
 from llmos.protocol.messages import Error, Hello, Message, Welcome
 
 
@@ -39,7 +40,7 @@ def welcome(name: str, incarnation: int) -> Welcome:
 def check_answer(message: Message, peer: str) -> Welcome:
     """The connecting side's check; returns the Welcome or raises the typed error that came instead."""
     if isinstance(message, Error):
-        raise from_code(message.code, message.message, field=message.field)
+        raise typed(message)
     if not isinstance(message, Welcome):
         raise ProtocolError(f"{peer} answered Hello with {type(message).__name__}")
     _check_version(message.protocol, message.schema_hash, peer)

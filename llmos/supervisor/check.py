@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmos.config import Config, ModelConfig, model_path, state_dir, tcp_address
+from llmos.config import Config, ModelConfig, model_path, state_dir
 from llmos.errors import ConfigError, ModelError
 from llmos.keys.keyfile import KeyFile
 from llmos.keys.server_key import read_server_key
+from llmos.tcp_address import parse_address
 
 
 def check_models(config: Config) -> list[str]:
@@ -36,7 +37,7 @@ def _problem(model: ModelConfig, path: Path) -> str | None:
 
 def check_door(config: Config) -> list[str]:
     """One line on the network port, if there is to be one; raises `ConfigError` if nobody could come in, or anybody."""
-    if tcp_address(config.gateway.tcp) is None:
+    if parse_address(config.gateway.tcp) is None:
         return []
     folder = state_dir(config.storage)
     keys = KeyFile(folder)

@@ -175,15 +175,12 @@ class Supervisor:
 
     def _keep_up(self, timeout_s: float) -> None:
         """One turn of a daemon that serves."""
-        if time.monotonic() - self._turned_at > self._limits.hang_timeout_s / 2:
-            for service in self.services.values():
-                service.beat_at = (
-                    time.monotonic()
-                )  # we were the ones who gave no sign of life: their beats are still to be read
-        services = self.services.values()
+        services, now = self.services.values(), time.monotonic()
+        if now - self._turned_at > self._limits.hang_timeout_s / 2:
+            for service in services:  # we were the ones who gave no sign of life: their beats are still to be read
+                service.beat_at = now
         due = [service.restart_at for service in services if service.state is ServiceState.BACKOFF]
         due += [service.stop_by for service in services if service.state is ServiceState.STOPPING]
-        now = time.monotonic()
         self._turn(max(0.0, min([timeout_s, *(moment - now for moment in due)])))
         self._restart_due()
         self._kill_silent()

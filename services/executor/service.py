@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmos.config import model_path
-from llmos.errors import ProtocolError, from_code
+from llmos.errors import ProtocolError
 from llmos.killpoints import ARMED, reach
 from llmos.ports.lifeline import Lifeline
 from llmos.ports.sync import Dialer, PortSet
 from llmos.protocol import handshake
 from llmos.protocol.codec import Schema, unpack_i32
+from llmos.protocol.failures import typed
 from llmos.protocol.messages import (
     Error,
     ExecutorReady,
@@ -132,7 +133,7 @@ class ExecutorService:
         elif isinstance(message, Error) and message.field == "hello":
             self._kernels_greeted = _NONE  # our result reached one that does not know us
         elif isinstance(message, Error):
-            raise from_code(message.code, message.message, field=message.field)
+            raise typed(message)
         else:
             log.error("unexpected %s from the microkernel", type(message).__name__)
 

@@ -17,7 +17,6 @@ from typing import Any, Generic, TypeVar
 
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import Peer
-from llmos.protocol import handshake
 from llmos.protocol.codec import encode
 from llmos.protocol.messages import Message
 
@@ -99,15 +98,12 @@ class ClientTable(Generic[R]):
     def probe(self) -> None:
         """Find out who left."""
         core = self.listener.core
-        for peer in list(core.peers.values()):
-            before = core.counters.unroutable
-            self.listener.send(peer, handshake.welcome(core.name, core.incarnation))
-            if core.counters.unroutable != before:
-                client = self._clients.get(peer.routing_id)
-                if client is None:
-                    core.forget(peer)
-                else:
-                    self._forget(client)
+        for peer in core.unreachable(self.listener.send):
+            client = self._clients.get(peer.routing_id)
+            if client is None:
+                core.forget(peer)
+            else:
+                self._forget(client)
 
     def _drain(self, client: ClientState[R]) -> None:
         while client.backlog and self._send(client, client.backlog[0]):

@@ -35,7 +35,7 @@ from msgspec import structs
 
 from llmos.codes import ErrorCode, FinishReason
 from llmos.errors import InvalidRequest, LlmosError, Overloaded, Unavailable
-from llmos.ports.core import error_message
+from llmos.protocol.failures import error_message
 from llmos.protocol.messages import (
     Close,
     ControlAnswer,

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import zmq.asyncio
 
-from llmos.config import TcpAddress
 from llmos.errors import ConfigError
 from llmos.keys.ring import KeyRing
 from llmos.keys.server_key import ServerKey, read_server_key
-from llmos.ports.tcp import Authenticator, TcpListener, tcp_url
+from llmos.ports.tcp import Authenticator, TcpListener
 from llmos.ports.tcp_check import check_refuses
 from llmos.protocol.codec import Schema
+from llmos.tcp_address import TcpAddress
 
 _ROLES = frozenset({"client"})
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class TcpDoor:
     """`keys`: the live ones. The first port is for data, the second for control."""
 
     def __init__(self, address: TcpAddress, state_dir: Path, keys: KeyRing) -> None:
-        self.urls = (tcp_url(address.host, address.port), tcp_url(address.host, address.port + 1))
+        self.urls = (address.url, address.control.url)
         self._address = address
         self.keys = keys
         self._server = _server_key(state_dir)
@@ -49,12 +50,12 @@ class TcpDoor:
 
     async def check(self) -> None:
         """Knock as a stranger. `authenticator.run()` must be running."""
-        host = self._address.host
-        if self._address.is_any:
-            host = "::1" if ":" in host else "127.0.0.1"
+        address = self._address
+        if address.is_any:
+            address = replace(address, host="::1" if ":" in address.host else "127.0.0.1")
         self.authenticator.quiet = True
-        for port in (self._address.port, self._address.port + 1):
-            await check_refuses(tcp_url(host, port), self._server.public)
+        for each in (address, address.control):
+            await check_refuses(each.url, self._server.public)
         self.authenticator.quiet = False
         self.authenticator.refused = 0
 

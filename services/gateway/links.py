@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 _GREET_TIMEOUT_S = 5.0
 _RETRY_S = 0.1
 _MAX_BACKLOG = 100_000  # messages
-_FAIR_SHARE = 64  # messages handled before other tasks get a turn: a receive that need not wait never yields
 
 
 class Link:
@@ -130,7 +129,6 @@ class Link:
 
     async def _read(self, dialer: AsyncDialer[Any]) -> None:
         """Hand on what arrives; returns if the service can not be understood."""
-        num_read = 0
         while True:
             try:
                 message = await dialer.receive()
@@ -139,6 +137,3 @@ class Link:
                 return
             if not isinstance(message, Welcome):
                 self._on_message(message)
-            num_read += 1
-            if num_read % _FAIR_SHARE == 0:
-                await asyncio.sleep(0)

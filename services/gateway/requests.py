@@ -68,7 +68,7 @@ from enum import Enum
 from msgspec import structs
 
 from llmos.errors import LlmosError
-from llmos.ports.core import error_message
+from llmos.protocol.failures import error_message
 from llmos.protocol.messages import (
     DecodeItem,
     Encode,

@@ -17,9 +17,11 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from llmos.errors import InvalidRequest, LlmosError, Overloaded, Unavailable, from_code
-from llmos.ports.core import error_message
+from msgspec import structs
+
+from llmos.errors import InvalidRequest, LlmosError, Overloaded, Unavailable
 from llmos.protocol.codec import unpack_i64
+from llmos.protocol.failures import error_message, typed
 from llmos.protocol.messages import (
     Ack,
     Cancel,
@@ -391,5 +393,5 @@ def _entries(columns: bytes) -> Iterable[TokenEntry]:
 
 def _typed(message: Error) -> LlmosError:
     """A service's error in the caller's words: however the prompt was given, its name is `prompt`."""
-    field = "prompt" if message.field in ("text", "messages", "tokens") else message.field
-    return from_code(message.code, message.message, field=field, rid=message.rid, retry_after_ms=message.retry_after_ms)
+    is_prompt = message.field in ("text", "messages", "tokens")
+    return typed(structs.replace(message, field="prompt") if is_prompt else message)

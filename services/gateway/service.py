@@ -18,18 +18,18 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from llmos.config import state_dir, tcp_address
+from llmos.config import state_dir
 from llmos.errors import InvalidRequest, LlmosError, Unauthorized, Unavailable
 from llmos.keys.ring import KeyRing
 from llmos.keys.roles import Role
 from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
-from llmos.ports.core import error_message
 from llmos.ports.endpoint import RunDir
 from llmos.ports.lifeline import AsyncLifeline
 from llmos.ports.monitor import LossMonitor
 from llmos.protocol import limits
 from llmos.protocol.codec import Schema
+from llmos.protocol.failures import error_message
 from llmos.protocol.messages import (
     Cancel,
     ClientToGateway,
@@ -48,6 +48,7 @@ from llmos.services.gateway.links import Link
 from llmos.services.gateway.owners import Asker, identify
 from llmos.services.gateway.router import Router
 from llmos.services.gateway.sockets import check_listening
+from llmos.tcp_address import parse_address
 
 log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 60.0
@@ -317,7 +318,7 @@ async def run(context: ServiceContext, lifeline: AsyncLifeline) -> None:
     """Serve until llmosd says stop."""
     config = context.config.gateway
     folder = state_dir(context.config.storage)
-    address = tcp_address(config.tcp)
+    address = parse_address(config.tcp)
     audit = AuditLog(folder) if config.audit_log else None
     gateway = Gateway(
         context.run_dir,

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import psutil
 
 from llmos.errors import ConfigError
-from llmos.ports.tcp import tcp_url
+from llmos.tcp_address import TcpAddress
 
 
 def listening() -> set[str]:
@@ -21,7 +21,7 @@ def listening() -> set[str]:
         if inet.type != 1:
             found.add(f"udp://{inet.laddr.ip}:{inet.laddr.port}" if inet.laddr else "udp://")
         elif inet.status == psutil.CONN_LISTEN:
-            found.add(tcp_url(inet.laddr.ip, inet.laddr.port))
+            found.add(TcpAddress(inet.laddr.ip, inet.laddr.port).url)
     return found
 
 

@@ -27,9 +27,10 @@ from llmos.config import Config, model_path
 from llmos.errors import ContextTooLong, InvalidRequest, LlmosError, NotFound
 from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
-from llmos.ports.core import Peer, error_message
+from llmos.ports.core import Peer
 from llmos.protocol import limits
 from llmos.protocol.codec import Schema, pack_i32
+from llmos.protocol.failures import error_message
 from llmos.protocol.messages import (
     ChatMessage,
     DecodeClose,

@@ -12,9 +12,9 @@ from gateway_world import explained, tenant_row, usage
 from llmos.codes import ErrorCode, FinishReason, PageFate
 from llmos.errors import InvalidRequest, NotFound
 from llmos.keys.roles import Role
-from llmos.ports.core import error_message
 from llmos.protocol import limits
 from llmos.protocol import messages as m
+from llmos.protocol.failures import error_message
 from llmos.services.gateway.control import PATIENCE_S, RECOVERY_S, TIMEOUT_S, ControlRelay
 from llmos.services.gateway.owners import Asker, is_administrator, owner_name
 from llmos.services.gateway.validate import check_control

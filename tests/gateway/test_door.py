@@ -16,7 +16,6 @@ import zmq.asyncio
 from gateway_world import GatewayWorld, free_ports, wait_until
 
 from llmos import Client
-from llmos.config import TcpAddress
 from llmos.errors import ConfigError, DaemonNotRunning, InvalidRequest, LlmosError, Unauthorized, Unavailable
 from llmos.keys.keyfile import KeyFile
 from llmos.keys.ring import KeyRing
@@ -25,13 +24,14 @@ from llmos.keys.secret import Secret
 from llmos.keys.server_key import make_server_key
 from llmos.ports import tcp_check
 from llmos.ports.core import ListenerCore, Peer, Reply
-from llmos.ports.tcp import Authenticator, tcp_url
+from llmos.ports.tcp import Authenticator
 from llmos.protocol import handshake
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, encode
 from llmos.services.gateway.clients import ClientTable
 from llmos.services.gateway.door import TcpDoor
 from llmos.services.gateway.sockets import check_listening, listening
+from llmos.tcp_address import TcpAddress
 
 
 @pytest.fixture
@@ -277,7 +277,8 @@ def test_a_port_without_curve(tmp_path: Path) -> None:
         with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as open_port:
             port = open_port.bind_to_random_port("tcp://127.0.0.1")
             assert (
-                await tcp_check._check_no_curve(tcp_url("127.0.0.1", port)) == "lets clients in that do not use CURVE"
+                await tcp_check._check_no_curve(TcpAddress("127.0.0.1", port).url)
+                == "lets clients in that do not use CURVE"
             )
 
     asyncio.run(script())
@@ -337,7 +338,7 @@ def test_a_socket_too_many_is_found() -> None:
     before = listening()
     check_listening(before)
     with socket.create_server(("127.0.0.1", 0)) as extra:
-        url = tcp_url(*extra.getsockname()[:2])
+        url = TcpAddress(*extra.getsockname()[:2]).url
         assert listening() - before == {url}
         with pytest.raises(ConfigError, match=url):
             check_listening(before)

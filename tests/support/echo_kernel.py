@@ -18,10 +18,11 @@ from echo_sequence import MAX_CONTEXT, EchoSequence, explained, row_of, tenant_r
 from llmos.codes import FinishReason
 from llmos.errors import InvalidRequest, LlmosError, NotFound, WrongState
 from llmos.ports.aio import AsyncListener
-from llmos.ports.core import Peer, error_message
+from llmos.ports.core import Peer
 from llmos.ports.endpoint import RunDir
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, pack_i32, unpack_i32
+from llmos.protocol.failures import error_message
 
 TENANT_LIMITS = ("weight", "max_pages", "guaranteed_pages", "max_running", "max_waiting", "tokens_per_s")
 

@@ -19,9 +19,10 @@ from router_world import FakeListener
 
 from llmos.codes import FinishReason
 from llmos.errors import LlmosError, NotFound, WrongState
-from llmos.ports.core import Peer, error_message
+from llmos.ports.core import Peer
 from llmos.protocol import messages as m
 from llmos.protocol.codec import pack_i32, unpack_i32
+from llmos.protocol.failures import error_message
 from llmos.services.gateway.clients import ClientTable
 from llmos.services.gateway.router import Router
 from llmos.services.tokenizer.incremental import DecodePlan

@@ -17,7 +17,6 @@ from echo_sequence import explained, tenant_row, usage
 from loop_thread import DEADLINE_S, LoopThread, until, wait_until
 
 from llmos import Client
-from llmos.config import TcpAddress
 from llmos.keys.keyfile import KeyFile
 from llmos.keys.ring import KeyRing
 from llmos.keys.roles import Role
@@ -31,6 +30,7 @@ from llmos.protocol.params import SamplingParams
 from llmos.services.gateway.audit import AuditLog
 from llmos.services.gateway.door import TcpDoor
 from llmos.services.gateway.service import Gateway
+from llmos.tcp_address import TcpAddress
 
 __all__ = [
     "DEADLINE_S",
