@@ -142,11 +142,12 @@ class Sampler:
             MASKS=allowed is not None,
             TILE=TILE,
             num_warps=SCAN_WARPS,
+            enable_fp_fusion=False,
         )
         history = (table.tokens, counts, table.tokens.stride(0), vocab_size, HISTORY_PROGRAMS, HISTORY_BLOCK)
         grid = (batch, HISTORY_PROGRAMS)
-        count_kernel[grid](rows, records, *history, num_warps=ADJUST_WARPS)
-        penalise_kernel[grid](adjusted, rows, records, *history, num_warps=ADJUST_WARPS)
+        count_kernel[grid](rows, records, *history, num_warps=ADJUST_WARPS, enable_fp_fusion=False)
+        penalise_kernel[grid](adjusted, rows, records, *history, num_warps=ADJUST_WARPS, enable_fp_fusion=False)
         bias_kernel[(batch,)](
             adjusted,
             rows,
@@ -159,6 +160,7 @@ class Sampler:
             vocab_size,
             BLOCK=BIAS_BLOCK,
             num_warps=ADJUST_WARPS,
+            enable_fp_fusion=False,
         )
 
     def _scan(self, logits: Tensor, rows: Tensor, table: DeviceRows, adjust: bool, report: bool) -> None:
@@ -182,6 +184,7 @@ class Sampler:
             FLOATS=FLOAT_FIELDS,
             INTS=INT_FIELDS,
             num_warps=SCAN_WARPS,
+            enable_fp_fusion=False,
         )
 
     def _choose(self, logits: Tensor, rows: Tensor, table: DeviceRows, adjust: bool) -> None:
@@ -207,6 +210,7 @@ class Sampler:
             FLOATS=FLOAT_FIELDS,
             INTS=INT_FIELDS,
             num_warps=CHOOSE_WARPS,
+            enable_fp_fusion=False,
         )
 
     def _report(self, logits: Tensor, rows: Tensor, table: DeviceRows) -> None:
@@ -230,6 +234,7 @@ class Sampler:
             MAX_TOP=MAX_TOP,
             FLOATS=FLOAT_FIELDS,
             num_warps=REPORT_WARPS,
+            enable_fp_fusion=False,
         )
 
 
