@@ -107,7 +107,8 @@ def _int8_kernel(  # type: ignore[no-untyped-def]
         inside = (first + column < inputs)[None, :]
         values = tl.load(x_rows + first + column[None, :], mask=inside, other=0.0)
         weights = tl.load(weight_rows + first + column[None, :], mask=inside, other=0, eviction_policy="evict_first")
-        total = dot(values, tl.trans(weights.to(x.dtype.element_ty)), total)
+        wide = weights.to(tl.float32).to(x.dtype.element_ty)  # exact; the interpreter knows no other way to bfloat16
+        total = dot(values, tl.trans(wide), total)
     total = total * tl.load(scales + output, mask=output < outputs, other=0.0)[None, :]
     if BIAS:
         total += tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)[None, :]

@@ -55,7 +55,9 @@ class Sampler:
         check_range("vocab_size", vocab_size, 1, MAX_VOCAB)
         self.max_batch, self.vocab_size, self.adjusts = max_batch, vocab_size, adjusts
         self.group = group_size(vocab_size)
-        self.num_tiles, self.num_groups = triton.cdiv(vocab_size, TILE), triton.cdiv(vocab_size, self.group)
+        self.tile = min(TILE, max(self.group, triton.next_power_of_2(vocab_size)))
+        self.num_tiles, self.num_groups = triton.cdiv(vocab_size, self.tile), triton.cdiv(vocab_size, self.group)
+        self._list_groups = min(max(1, LIST_TILE // self.group), triton.next_power_of_2(self.num_groups))
         self._device = device
         self.tokens = self._ints(max_batch).fill_(-1)
         self.logprobs = self._floats(max_batch)
@@ -140,7 +142,7 @@ class Sampler:
             masks.stride(0),
             vocab_size,
             MASKS=allowed is not None,
-            TILE=TILE,
+            TILE=self.tile,
             num_warps=SCAN_WARPS,
             enable_fp_fusion=False,
         )
@@ -177,7 +179,7 @@ class Sampler:
             self.vocab_size,
             self.num_tiles,
             self.num_groups,
-            TILE=TILE,
+            TILE=self.tile,
             GROUP=self.group,
             ADJUST=adjust,
             REPORT=report,
@@ -203,7 +205,7 @@ class Sampler:
             self.num_tiles,
             self.num_groups,
             GROUP=self.group,
-            LIST_GROUPS=max(1, LIST_TILE // self.group),
+            LIST_GROUPS=self._list_groups,
             BLOCK_TILES=triton.next_power_of_2(self.num_tiles),
             BLOCK_GROUPS=triton.next_power_of_2(self.num_groups),
             ADJUST=adjust,
