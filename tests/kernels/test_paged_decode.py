@@ -29,6 +29,7 @@ def decode(q, pages, context, plan, rows=None, **options):
     out = torch.full_like(q, float("nan"))
     assert paged_decode(q, pages.k, pages.v, pages.table, rows, context, plan=plan, out=out, **call) is out
     assert not plan.counters.any()
+    call.pop("descriptors", None)
     expected = paged_decode_reference(q, pages.k, pages.v, pages.table, rows, context, **call)
     return out, expected
 
@@ -74,6 +75,16 @@ def test_many_programs_on_one_long_sequence():
     q = randn(1, 1, 64, dtype=F32)
     for programs in (9, 100):  # every page a part of its own; more programs than pages
         assert_close(*decode(q, pages, [150], make_plan(1, 1, 1, 64, 16, programs)))
+
+
+@pytest.mark.parametrize(("head_dim", "page_size"), [(80, 16), (256, 64)])
+def test_tensor_descriptors_load_the_same(head_dim, page_size):
+    lengths = [page_size + 1, 3 * page_size - 1]
+    pages = make_pages(lengths, kv_heads=2, head_dim=head_dim, page_size=page_size, dtype=F16)
+    q, plan = randn(2, 4, head_dim, dtype=F16), make_plan(2, 2, 2, head_dim, page_size)
+    pointers, _ = decode(q, pages, lengths, plan)
+    descriptors, _ = decode(q, pages, lengths, plan, descriptors=True)
+    assert torch.equal(pointers, descriptors)
 
 
 def test_only_inactive_entries():

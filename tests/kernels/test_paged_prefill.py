@@ -24,6 +24,7 @@ def prefill(q, pages, chunks, rows=None, starts=None, **options):
     options = {"scale": q.shape[-1] ** -0.5} | options
     out = torch.full_like(q, 7.0)
     assert paged_prefill(*inputs, out=out, **options) is out
+    options.pop("descriptors", None)
     return out, paged_prefill_reference(*inputs, **options)
 
 
@@ -93,6 +94,14 @@ def test_results_do_not_depend_on_chunks(groups, options):
     some = list(range(0, length, 4))
     single, _ = prefill(q[some], pages, [(at, 1) for at in some], rows=row.repeat(len(some)), **options | small)
     assert torch.equal(single, whole[some])
+
+
+def test_tensor_descriptors_load_the_same():
+    pages = make_pages([20, 33], kv_heads=1, head_dim=80, page_size=16, dtype=F16)
+    q, chunks = randn(17, 2, 80, dtype=F16), [(18, 2), (18, 15)]
+    pointers, _ = prefill(q, pages, chunks)
+    descriptors, _ = prefill(q, pages, chunks, descriptors=True)
+    assert torch.equal(pointers, descriptors)
 
 
 def test_several_blocks_of_queries():

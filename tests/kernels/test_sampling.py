@@ -124,7 +124,10 @@ def test_every_row_is_the_cpu_samplers(vocab_size, seed):
 def test_the_vocabulary_of_qwen3_in_bfloat16():
     """151,936 tokens: a last tile that is nearly empty, a last group that is full; sampled as its own defaults say, and as a greedy row."""
     logits = normal(2, 151_936, 5, scale=2.5).bfloat16()
-    params = [SamplingParams(temperature=0.6, top_k=20, top_p=0.95, seed=9, logprobs=3), SamplingParams(temperature=0.0, seed=0)]
+    params = [
+        SamplingParams(temperature=0.6, top_k=20, top_p=0.95, seed=9, logprobs=3),
+        SamplingParams(temperature=0.0, seed=0),
+    ]
     rows = device_rows(params)
     entries = torch.arange(2, dtype=torch.int32)
     expected, chosen, best = sample_reference(logits, entries, rows)
@@ -176,8 +179,17 @@ def test_the_distribution(settings, cells):
 
 def test_a_row_does_not_depend_on_its_batch():
     logits = normal(6, 200, 7)
-    settings_list = [{"top_p": 0.8}, {"top_k": 9}, {"temperature": 0.0}, {}, {"min_p": 0.1}, {"repetition_penalty": 2.0}]
-    params = [SamplingParams(**{"temperature": 1.3, "seed": row, "logprobs": 2, **s}) for row, s in enumerate(settings_list)]
+    settings_list = [
+        {"top_p": 0.8},
+        {"top_k": 9},
+        {"temperature": 0.0},
+        {},
+        {"min_p": 0.1},
+        {"repetition_penalty": 2.0},
+    ]
+    params = [
+        SamplingParams(**{"temperature": 1.3, "seed": row, "logprobs": 2, **s}) for row, s in enumerate(settings_list)
+    ]
     together, found = choose(logits, params)
     for row in range(6):
         alone, token = choose(logits[row : row + 1], [params[row]])
