@@ -1,8 +1,8 @@
 """Compile every kernel variant for GPUs that are not here, and compare what they need with a recorded table.
 
 `python -P -m llmos.kernels.aot` compiles all variants for sm_80, sm_90 and sm_100 and says what has grown beyond `aot_table.json`;
-`--write` records what the table lacks. Registers, stack (where spilled registers go) and shared memory are read from the machine code with the
-tools that come with Triton. It needs its own process without TRITON_INTERPRET, which changes what a kernel is. Nothing here is a speed.
+`--write` records what the table lacks. Registers, stack (where spilled registers go) and shared memory are read from the machine code with
+the tools that come with Triton. It needs its own process without TRITON_INTERPRET, which changes what a kernel is. Nothing here is a speed.
 """
 
 from __future__ import annotations
@@ -88,12 +88,8 @@ def check(variants: Iterable[Variant], architectures: Iterable[int]) -> list[str
 def record(variants: Iterable[Variant], architectures: Iterable[int], *, again: bool) -> None:
     """Compile what the table lacks, or all `again`; the table is written after each, so that this can be interrupted."""
     for architecture, variant in product(architectures, list(variants)):
-        table = read_table()
-        if (
-            again
-            or table["triton"] != triton.__version__
-            or str(architecture) not in table["variants"].get(variant.name, {})
-        ):
+        known = read_table()["variants"].get(variant.name, {})
+        if again or str(architecture) not in known:
             needs = _measure(variant, architecture)
             table = read_table()  # another process may have written meanwhile
             table["variants"].setdefault(variant.name, {})[str(architecture)] = needs
@@ -110,9 +106,10 @@ def _measure(variant: Variant, architecture: int) -> Needs:
 
 
 def forget(names: set[str]) -> None:
-    """Of the table, keep only these variants."""
+    """Of the table, keep only these variants; none if another Triton compiled them."""
     table = read_table()
-    table["variants"] = {name: needs for name, needs in table["variants"].items() if name in names}
+    kept = table["variants"] if table["triton"] == triton.__version__ else {}
+    table["variants"] = {name: needs for name, needs in kept.items() if name in names}
     write_table(table)
 
 
