@@ -26,6 +26,8 @@ from llmos.protocol.messages.client import (
     Cancel,
     ChatMessage,
     Continue,
+    Detokenize,
+    Detokenized,
     Finished,
     Generate,
     Spawn,
@@ -127,6 +129,8 @@ from llmos.protocol.messages.text import (
     ModelInfo,
     ModelInfoGet,
     ModelInfoList,
+    Render,
+    Rendered,
 )
 from llmos.protocol.params import SamplingParams
 
@@ -163,10 +167,14 @@ ControlAnswer = (
     | Stats
     | RecordWritten
 )
-ClientToGateway = Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | ControlVerb
-GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | ControlAnswer
-GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose
-TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded
+ClientToGateway = (
+    Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | ControlVerb
+)
+GatewayToClient = (
+    Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | Detokenized | ControlAnswer
+)
+GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose | Render
+TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded | Rendered
 ToKernel = (
     Hello
     | SeqSubmit
@@ -229,6 +237,8 @@ __all__ = [
     "DecodeStep",
     "Decoded",
     "DecodedItem",
+    "Detokenize",
+    "Detokenized",
     "Done",
     "Drain",
     "Draining",
@@ -269,6 +279,8 @@ __all__ = [
     "PsReply",
     "RecordWrite",
     "RecordWritten",
+    "Render",
+    "Rendered",
     "RestartService",
     "Resume",
     "RowAdd",
