@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from llmos.errors import ConfigError, DaemonNotRunning
+from llmos.ports.endpoint import default_run_dir
 from llmos.tcp_address import TcpAddress
 
 DEFAULT_PORT = 5822
@@ -96,6 +97,11 @@ def write_note(run_dir: Path, place: HttpPlace) -> None:
     with os.fdopen(fd, "wb") as file:
         file.write(msgspec.json.encode(place))
     draft.replace(run_dir / NOTE)
+
+
+def find_run_dir(given: str | None) -> Path:
+    """The run directory that is meant."""
+    return Path(given).absolute() if given is not None else default_run_dir().absolute()
 
 
 def read_note(run_dir: Path) -> HttpPlace:
