@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.services.gateway.http import (
+    anthropic_messages,
     health,
     native,
     openai_chat,
     openai_completions,
     openai_models,
+    openai_responses,
+    openapi,
     page_door,
     tokens,
 )
@@ -31,11 +34,18 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/livez", health.livez, is_open=True),
     Route("GET", "/readyz", health.readyz, is_open=True),
     Route("GET", "/progressz", health.progressz),
+    Route("GET", "/openapi.json", openapi.document),
+    Route("GET", "/docs", openapi.page),
     Route("GET", "/open", page_door.open_session, is_open=True),
     Route("GET", "/v1/models", openai_models.list_models),
     Route("GET", "/v1/models/{name:path}", openai_models.get_model),
     Route("POST", "/v1/chat/completions", openai_chat.chat_completions),
     Route("POST", "/v1/completions", openai_completions.completions),
+    Route("POST", "/v1/responses", openai_responses.create),
+    Route("GET", "/v1/responses/{name}", openai_responses.retrieve),
+    Route("POST", "/v1/responses/{name}/cancel", openai_responses.cancel),
+    Route("POST", "/v1/messages", anthropic_messages.messages),
+    Route("POST", "/v1/messages/count_tokens", anthropic_messages.count_tokens),
     Route("POST", "/tokenize", tokens.tokenize),
     Route("POST", "/detokenize", tokens.detokenize),
     Route("GET", "/llmos/v1/sequences", native.list_sequences),
