@@ -91,7 +91,7 @@ def test_anthropics_unsupported_fields(client: httpx.Client) -> None:
         ("/v1/completions", TEXT | {"prompt": "a" * 600}, "prompt", "context_length_exceeded"),
         ("/v1/completions", TEXT | {"stop": ["a"] * 17}, "stop", "invalid_value"),
         ("/v1/completions", TEXT | {"logit_bias": {"4000": 1}}, "logit_bias", "invalid_value"),
-        ("/v1/completions", TEXT | {"logit_bias": {"x": 1}}, "logit_bias[...]", "invalid_type"),
+        ("/v1/completions", TEXT | {"logit_bias": {"x": 1}}, "logit_bias", "invalid_type"),
         ("/v1/completions", TEXT | {"service_tier": "gold"}, "service_tier", "invalid_value"),
         ("/v1/completions", TEXT | {"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         ("/v1/completions", TEXT | {"echo": True, "logprobs": 1}, "echo", "unsupported_parameter"),
