@@ -5,7 +5,7 @@ appended, an appended field has a default, a number is never reused; the schema 
 Token ids and page ids travel as little-endian int32 blobs (`pack_i32`), not as lists: a 256-row plan costs ~1 us to pack.
 
 Groups (one file each): handshake 1-9 | client port 10-39 | text port 40-59 | kernel port, sequences 60-79 | kernel port, control 80-99 |
-        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159.
+        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159 | measures 180-181.
 """
 
 from __future__ import annotations
@@ -76,6 +76,13 @@ from llmos.protocol.messages.control import (
     TenantStore,
     Wait,
     Waited,
+)
+from llmos.protocol.messages.measures import (
+    EndedRow,
+    HistogramRow,
+    LaneMeasures,
+    MeasuresGet,
+    MeasuresReply,
 )
 from llmos.protocol.messages.sequences import (
     SeqAccepted,
@@ -149,6 +156,7 @@ ControlVerb = (
     | After
     | RecordWrite
     | RestartService
+    | MeasuresGet
 )
 ControlAnswer = (
     PsReply
@@ -162,6 +170,7 @@ ControlAnswer = (
     | Waited
     | Stats
     | RecordWritten
+    | MeasuresReply
 )
 ClientToGateway = Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | ControlVerb
 GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | ControlAnswer
@@ -234,6 +243,7 @@ __all__ = [
     "Draining",
     "Encode",
     "Encoded",
+    "EndedRow",
     "Error",
     "ExecutorReady",
     "ExecutorWelcome",
@@ -249,12 +259,16 @@ __all__ = [
     "Generate",
     "Heartbeat",
     "Hello",
+    "HistogramRow",
     "JobRow",
     "KernelRestarted",
     "Kill",
     "KillService",
     "Killed",
+    "LaneMeasures",
     "LaneStatus",
+    "MeasuresGet",
+    "MeasuresReply",
     "Message",
     "ModelInfo",
     "ModelInfoGet",
