@@ -17,7 +17,7 @@ from llmos.ports import options
 from llmos.ports.tcp import Credentials
 from llmos.protocol import handshake
 from llmos.protocol import messages as m
-from llmos.protocol.codec import Schema, encode
+from llmos.protocol.codec import Schema, encode, pack_i32
 from llmos.protocol.params import SamplingParams
 from llmos.services.gateway.rights import RIGHTS
 
@@ -33,6 +33,7 @@ DATA: list[Any] = [
     m.Continue(5, RID, "echo", PARAMS),
     m.Attach(5, RID),
     m.Tokenize(5, None, "abc", None),
+    m.Detokenize(5, None, pack_i32([65, 66])),
 ]
 CONTROL: list[Any] = [
     m.PsGet(5),

@@ -26,6 +26,8 @@ from llmos.protocol.messages.client import (
     Cancel,
     ChatMessage,
     Continue,
+    Detokenize,
+    Detokenized,
     Finished,
     Generate,
     Spawn,
@@ -134,6 +136,8 @@ from llmos.protocol.messages.text import (
     ModelInfo,
     ModelInfoGet,
     ModelInfoList,
+    Render,
+    Rendered,
 )
 from llmos.protocol.params import SamplingParams
 
@@ -172,10 +176,14 @@ ControlAnswer = (
     | RecordWritten
     | MeasuresReply
 )
-ClientToGateway = Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | ControlVerb
-GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | ControlAnswer
-GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose
-TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded
+ClientToGateway = (
+    Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | ControlVerb
+)
+GatewayToClient = (
+    Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | Detokenized | ControlAnswer
+)
+GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose | Render
+TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded | Rendered
 ToKernel = (
     Hello
     | SeqSubmit
@@ -238,6 +246,8 @@ __all__ = [
     "DecodeStep",
     "Decoded",
     "DecodedItem",
+    "Detokenize",
+    "Detokenized",
     "Done",
     "Drain",
     "Draining",
@@ -283,6 +293,8 @@ __all__ = [
     "PsReply",
     "RecordWrite",
     "RecordWritten",
+    "Render",
+    "Rendered",
     "RestartService",
     "Resume",
     "RowAdd",
