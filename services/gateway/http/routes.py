@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmos.services.gateway.http import (
     health,
+    metrics,
     native,
     openai_chat,
     openai_completions,
@@ -31,6 +32,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/livez", health.livez, is_open=True),
     Route("GET", "/readyz", health.readyz, is_open=True),
     Route("GET", "/progressz", health.progressz),
+    Route("GET", "/metrics", metrics.metrics),
     Route("GET", "/open", page_door.open_session, is_open=True),
     Route("GET", "/v1/models", openai_models.list_models),
     Route("GET", "/v1/models/{name:path}", openai_models.get_model),
