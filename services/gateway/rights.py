@@ -23,6 +23,7 @@ from llmos.protocol.messages import (
     Fork,
     Generate,
     Kill,
+    MeasuresGet,
     Message,
     ModelsGet,
     Nice,
@@ -67,6 +68,7 @@ RIGHTS: dict[type[Message], Role] = {
     Explain: Role.INSPECT,
     TenantsGet: Role.INSPECT,
     StatusGet: Role.INSPECT,
+    MeasuresGet: Role.INSPECT,
     # Change the machine for everybody.
     TenantSet: Role.ADMIN,
     RecordWrite: Role.ADMIN,

@@ -54,9 +54,10 @@ CONTROL: list[Any] = [
     m.After(5, RID, ()),
     m.RecordWrite(5),
     m.RestartService(5, "gateway"),
+    m.MeasuresGet(5),
 ]
 SILENT = (m.Ack(5, 1), m.Cancel(5))  # never answered: they concern requests of the same connection
-NEEDS_INSPECT = (m.PsGet, m.StatusGet, m.Explain, m.TenantsGet)
+NEEDS_INSPECT = (m.PsGet, m.StatusGet, m.Explain, m.TenantsGet, m.MeasuresGet)
 NEEDS_ADMIN = (m.TenantSet, m.RecordWrite, m.RestartService)
 
 

@@ -5,7 +5,7 @@ appended, an appended field has a default, a number is never reused; the schema 
 Token ids and page ids travel as little-endian int32 blobs (`pack_i32`), not as lists: a 256-row plan costs ~1 us to pack.
 
 Groups (one file each): handshake 1-9 | client port 10-39 | text port 40-59 | kernel port, sequences 60-79 | kernel port, control 80-99 |
-        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159.
+        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159 | measures 180-181.
 """
 
 from __future__ import annotations
@@ -78,6 +78,13 @@ from llmos.protocol.messages.control import (
     TenantStore,
     Wait,
     Waited,
+)
+from llmos.protocol.messages.measures import (
+    EndedRow,
+    HistogramRow,
+    LaneMeasures,
+    MeasuresGet,
+    MeasuresReply,
 )
 from llmos.protocol.messages.sequences import (
     SeqAccepted,
@@ -153,6 +160,7 @@ ControlVerb = (
     | After
     | RecordWrite
     | RestartService
+    | MeasuresGet
 )
 ControlAnswer = (
     PsReply
@@ -166,6 +174,7 @@ ControlAnswer = (
     | Waited
     | Stats
     | RecordWritten
+    | MeasuresReply
 )
 ClientToGateway = (
     Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | ControlVerb
@@ -244,6 +253,7 @@ __all__ = [
     "Draining",
     "Encode",
     "Encoded",
+    "EndedRow",
     "Error",
     "ExecutorReady",
     "ExecutorWelcome",
@@ -259,12 +269,16 @@ __all__ = [
     "Generate",
     "Heartbeat",
     "Hello",
+    "HistogramRow",
     "JobRow",
     "KernelRestarted",
     "Kill",
     "KillService",
     "Killed",
+    "LaneMeasures",
     "LaneStatus",
+    "MeasuresGet",
+    "MeasuresReply",
     "Message",
     "ModelInfo",
     "ModelInfoGet",

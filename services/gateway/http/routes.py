@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from llmos.services.gateway.http import (
     anthropic_messages,
     health,
+    metrics,
     native,
     openai_chat,
     openai_completions,
@@ -36,6 +37,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/progressz", health.progressz),
     Route("GET", "/openapi.json", openapi.document),
     Route("GET", "/docs", openapi.page),
+    Route("GET", "/metrics", metrics.metrics),
     Route("GET", "/open", page_door.open_session, is_open=True),
     Route("GET", "/v1/models", openai_models.list_models),
     Route("GET", "/v1/models/{name:path}", openai_models.get_model),
