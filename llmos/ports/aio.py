@@ -67,6 +67,7 @@ class AsyncListener(Generic[M]):
     ) -> None:
         self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
         self._turns = _Turns()
+        self.greeted: dict[int, bytes] = {}  # descriptor of a connection -> the peer that said hello over it
         self.socket: zmq.asyncio.Socket = context.socket(zmq.ROUTER)
         options.configure(self.socket, max_bytes=schema.max_bytes)
 
@@ -82,6 +83,8 @@ class AsyncListener(Generic[M]):
             accepted = self.core.accept(frames[0].bytes, frames[1].bytes, uid, key_id)
             if not isinstance(accepted, Reply):
                 return accepted
+            if accepted.routing_id in self.core.peers:
+                self.greeted[frames[1].get(zmq.SRCFD)] = accepted.routing_id
             self._send(accepted.routing_id, accepted.frame)
 
     def send(self, peer: Peer, message: Message) -> bool:

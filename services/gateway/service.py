@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import secrets
 import time
 from collections.abc import Callable, Coroutine
@@ -26,7 +27,7 @@ from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
 from llmos.ports.endpoint import RunDir
 from llmos.ports.lifeline import AsyncLifeline
-from llmos.ports.monitor import LossMonitor
+from llmos.ports.monitor import CrowdMonitor
 from llmos.protocol import limits
 from llmos.protocol.codec import Schema
 from llmos.protocol.failures import error_message
@@ -54,6 +55,10 @@ log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 60.0
 _TICK_S = 0.1
 _PROBE_EVERY_S = 10.0
+_MOST_CONNECTIONS = (
+    8192  # per socket, greeted or not: thrown out they would come again at once, so they are let be for long
+)
+_SPARE_DESCRIPTORS = 256
 
 _from_client: Schema[Any] = Schema(ClientToGateway, max_bytes=limits.MAX_CLIENT_MESSAGE_BYTES)
 _from_kernel: Schema[Any] = Schema(FromKernel)
@@ -79,7 +84,7 @@ class Gateway:
         self._door = door
         self._keys_version = door.keys.version if door is not None else 0
         self._tasks: list[asyncio.Task[None]] = []
-        self._monitors: list[LossMonitor] = []
+        self._monitors: list[CrowdMonitor] = []
         self._tables: list[ClientTable[int]] = []
         self._probe_at = 0.0
         self._text = Link(
@@ -207,8 +212,14 @@ class Gateway:
     def _table(self, listener: AsyncListener[Any], on_gone: Callable[[Any], None], prefix: bytes) -> ClientTable[int]:
         table: ClientTable[int] = ClientTable(listener, on_gone, prefix)
         self._tables.append(table)
-        self._monitors.append(LossMonitor(listener.socket))
+        self._monitors.append(CrowdMonitor(listener, self._most_connections()))
         return table
+
+    def _most_connections(self) -> int:
+        """Of one socket, so that all together never take the last descriptor, of which libzmq would die."""
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        sockets = 2 if self._door is None else 4
+        return max(self._max_clients, min(_MOST_CONNECTIONS, (descriptors - _SPARE_DESCRIPTORS) // sockets))
 
     def _data_left(self, client: ClientState[int]) -> None:
         self.router.on_client_gone(client, time.monotonic())
@@ -221,7 +232,7 @@ class Gateway:
             peer, message = await table.listener.receive()
             handle(table.of(peer), message)
 
-    async def _watch(self, monitor: LossMonitor) -> None:
+    async def _watch(self, monitor: CrowdMonitor) -> None:
         """Somebody left; who it was, the next probe tells (not this instant: libzmq needs a moment to notice
         itself).
         """
