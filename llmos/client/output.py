@@ -192,7 +192,8 @@ class Submission:
         progressed = generation.upto > self._had
         pause = self._patience.interrupted(time.monotonic(), progressed=progressed, accepted=generation.accepted)
         if pause is None or self._wire.closed or (self._left and generation.detaches):
-            self._give(Unavailable("the connection to the gateway was lost" if error is None else error.message))
+            text = "the connection to the gateway was lost" if error is None else error.message
+            self._give(Unavailable(text, retry_after_s=None if error is None else error.retry_after_s))
         else:
             self._start(self._ask(pause))
 

@@ -407,10 +407,9 @@ class Router:
         for leave in out.leave:
             self._readers.leaves(leave, out.kernel)
         for message in out.kernel:
-            is_question = isinstance(message, _QUESTIONS)
-            if is_question and self._reasking.holds_up(message.req):
+            if isinstance(message, _QUESTIONS) and self._reasking.holds_up(message.req):
                 self._reasking.join(message.req)
-            elif self._send_kernel(message) and is_question:
+            elif self._send_kernel(message) and isinstance(message, _QUESTIONS):
                 self._requests[message.req].sent(message)  # a request that asks is not over
         for client_id, message in out.client:
             client = self.clients.find(client_id) if self.clients is not None else None
