@@ -25,8 +25,8 @@ from llmos.keys.ring import KeyRing
 from llmos.keys.roles import Role
 from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
+from llmos.ports.async_lifeline import AsyncLifeline
 from llmos.ports.endpoint import RunDir
-from llmos.ports.lifeline import AsyncLifeline
 from llmos.ports.monitor import CrowdMonitor
 from llmos.protocol import limits
 from llmos.protocol.codec import Schema
