@@ -18,6 +18,7 @@ from llmos.protocol.messages import (
     Close,
     Continue,
     Deadline,
+    Embed,
     Explain,
     Fork,
     Generate,
@@ -42,6 +43,7 @@ from llmos.protocol.messages import (
 RIGHTS: dict[type[Message], Role] = {
     # Make sequences, and drive those of the own tenant whose numbers one knows.
     Generate: Role.SUBMIT,
+    Embed: Role.SUBMIT,
     Spawn: Role.SUBMIT,
     Append: Role.SUBMIT,
     Continue: Role.SUBMIT,

@@ -26,8 +26,11 @@ from llmos.protocol.messages.client import (
     Cancel,
     ChatMessage,
     Continue,
+    Embed,
+    Embedded,
     Finished,
     Generate,
+    PromptLogprobs,
     Spawn,
     Spawned,
     Tokenize,
@@ -78,6 +81,7 @@ from llmos.protocol.messages.control import (
     Waited,
 )
 from llmos.protocol.messages.sequences import (
+    ResultEntry,
     SeqAccepted,
     SeqAck,
     SeqAppend,
@@ -100,6 +104,7 @@ from llmos.protocol.messages.steps import (
     ExecutorWelcome,
     RowAdd,
     RowLogprobs,
+    RowResult,
     StepPlan,
     StepResult,
 )
@@ -163,8 +168,20 @@ ControlAnswer = (
     | Stats
     | RecordWritten
 )
-ClientToGateway = Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | ControlVerb
-GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | ControlAnswer
+ClientToGateway = Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Embed | ControlVerb
+GatewayToClient = (
+    Welcome
+    | Error
+    | Accepted
+    | Tokens
+    | Finished
+    | Spawned
+    | Appended
+    | Tokenized
+    | Embedded
+    | PromptLogprobs
+    | ControlAnswer
+)
 GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose
 TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded
 ToKernel = (
@@ -232,6 +249,8 @@ __all__ = [
     "Done",
     "Drain",
     "Draining",
+    "Embed",
+    "Embedded",
     "Encode",
     "Encoded",
     "Error",
@@ -265,14 +284,17 @@ __all__ = [
     "ModelsReply",
     "Nice",
     "Part",
+    "PromptLogprobs",
     "PsGet",
     "PsReply",
     "RecordWrite",
     "RecordWritten",
     "RestartService",
+    "ResultEntry",
     "Resume",
     "RowAdd",
     "RowLogprobs",
+    "RowResult",
     "SamplingParams",
     "SeqAccepted",
     "SeqAck",
