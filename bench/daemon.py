@@ -29,6 +29,9 @@ path = "{model}"
 backend = "{backend}"
 threads = {threads}
 
+[http]
+enabled = false
+
 [storage]
 state_dir = "{state}"
 """

@@ -158,6 +158,7 @@ TABLE: dict[type, dict[str, Any]] = {
         "req": REQ, "rid": Number(1, RID), "owner": OWNER, "tenant": Ignored("below"), "job": Ignored("below"), "model": Ignored("below"),
     },
     m.StatusGet: {"req": REQ},
+    m.MeasuresGet: {"req": REQ},
     m.ModelsGet: {"req": REQ},
     m.Nice: {"req": REQ, "rid": RIDS, "nice": NICE, "owner": OWNER},
     m.Suspend: {"req": REQ, "rid": RIDS, "pages": Number(0, 2), "owner": OWNER},

@@ -5,7 +5,7 @@ appended, an appended field has a default, a number is never reused; the schema 
 Token ids and page ids travel as little-endian int32 blobs (`pack_i32`), not as lists: a 256-row plan costs ~1 us to pack.
 
 Groups (one file each): handshake 1-9 | client port 10-39 | text port 40-59 | kernel port, sequences 60-79 | kernel port, control 80-99 |
-        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159.
+        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159 | measures 180-181.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from llmos.protocol.messages.client import (
     Cancel,
     ChatMessage,
     Continue,
+    Detokenize,
+    Detokenized,
     Embed,
     Embedded,
     Finished,
@@ -80,6 +82,13 @@ from llmos.protocol.messages.control import (
     Wait,
     Waited,
 )
+from llmos.protocol.messages.measures import (
+    EndedRow,
+    HistogramRow,
+    LaneMeasures,
+    MeasuresGet,
+    MeasuresReply,
+)
 from llmos.protocol.messages.sequences import (
     ResultEntry,
     SeqAccepted,
@@ -132,6 +141,8 @@ from llmos.protocol.messages.text import (
     ModelInfo,
     ModelInfoGet,
     ModelInfoList,
+    Render,
+    Rendered,
 )
 from llmos.protocol.params import SamplingParams
 
@@ -154,6 +165,7 @@ ControlVerb = (
     | After
     | RecordWrite
     | RestartService
+    | MeasuresGet
 )
 ControlAnswer = (
     PsReply
@@ -167,8 +179,11 @@ ControlAnswer = (
     | Waited
     | Stats
     | RecordWritten
+    | MeasuresReply
 )
-ClientToGateway = Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Embed | ControlVerb
+ClientToGateway = (
+    Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | Embed | ControlVerb
+)
 GatewayToClient = (
     Welcome
     | Error
@@ -178,12 +193,13 @@ GatewayToClient = (
     | Spawned
     | Appended
     | Tokenized
+    | Detokenized
     | Embedded
     | PromptLogprobs
     | ControlAnswer
 )
-GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose
-TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded
+GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose | Render
+TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded | Rendered
 ToKernel = (
     Hello
     | SeqSubmit
@@ -246,6 +262,8 @@ __all__ = [
     "DecodeStep",
     "Decoded",
     "DecodedItem",
+    "Detokenize",
+    "Detokenized",
     "Done",
     "Drain",
     "Draining",
@@ -253,6 +271,7 @@ __all__ = [
     "Embedded",
     "Encode",
     "Encoded",
+    "EndedRow",
     "Error",
     "ExecutorReady",
     "ExecutorWelcome",
@@ -268,12 +287,16 @@ __all__ = [
     "Generate",
     "Heartbeat",
     "Hello",
+    "HistogramRow",
     "JobRow",
     "KernelRestarted",
     "Kill",
     "KillService",
     "Killed",
+    "LaneMeasures",
     "LaneStatus",
+    "MeasuresGet",
+    "MeasuresReply",
     "Message",
     "ModelInfo",
     "ModelInfoGet",
@@ -289,6 +312,8 @@ __all__ = [
     "PsReply",
     "RecordWrite",
     "RecordWritten",
+    "Render",
+    "Rendered",
     "RestartService",
     "ResultEntry",
     "Resume",

@@ -221,3 +221,20 @@ class PromptLogprobs(Message, tag=26, frozen=True):
     start: int
     top: int
     values: bytes
+
+
+class Detokenize(Message, tag=30, frozen=True):
+    """Client -> gateway: token ids (int32[n]) back to text."""
+
+    req: int
+    model: str | None
+    token_ids: bytes
+
+
+class Detokenized(Message, tag=31, frozen=True):
+    """`text`: of all of them, without special tokens. `pieces`: the bytes of each token alone, which may be a part of a character."""
+
+    req: int
+    model: str
+    text: str
+    pieces: tuple[bytes, ...]
