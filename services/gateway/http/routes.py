@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.services.gateway.http import (
+    encoders,
     health,
     native,
     openai_chat,
@@ -36,6 +37,13 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models/{name:path}", openai_models.get_model),
     Route("POST", "/v1/chat/completions", openai_chat.chat_completions),
     Route("POST", "/v1/completions", openai_completions.completions),
+    Route("POST", "/v1/embeddings", encoders.embeddings),
+    Route("POST", "/rerank", encoders.rerank),
+    Route("POST", "/v1/rerank", encoders.rerank),
+    Route("POST", "/score", encoders.score),
+    Route("POST", "/v1/score", encoders.score),
+    Route("POST", "/classify", encoders.classify),
+    Route("POST", "/v1/classify", encoders.classify),
     Route("POST", "/tokenize", tokens.tokenize),
     Route("POST", "/detokenize", tokens.detokenize),
     Route("GET", "/llmos/v1/sequences", native.list_sequences),
