@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import socket
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +93,10 @@ class HttpWorld:
     def http(self, secret: Secret | None = None, **options: Any) -> httpx.Client:
         """A client with the administrator's key, or another one."""
         headers = {"authorization": f"Bearer {(secret or self.admin).text}"} | options.pop("headers", {})
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30.0, **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30.0, verify=False, **options)
 
     def stranger(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30.0, **options)
+        return httpx.Client(base_url=self.url, timeout=30.0, verify=False, **options)
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:
@@ -113,3 +115,29 @@ def events(text: str) -> list[tuple[str, str]]:
         if "data" in fields:
             found.append((last, fields["data"]))
     return found
+
+
+@dataclass
+class Folded:
+    """What a client has of a stream of chunks, however they were cut."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+    reasons: dict[int, list[str]] = field(default_factory=dict)
+    usage: dict[str, Any] | None = None
+    is_done: bool = False
+
+
+def fold(found: list[tuple[str, str]]) -> Folded:
+    whole = Folded()
+    for _, data in found:
+        if data == "[DONE]":
+            whole.is_done = True
+            continue
+        chunk = json.loads(data)
+        whole.usage = chunk.get("usage") or whole.usage
+        for choice in chunk["choices"]:
+            index = choice["index"]
+            whole.texts[index] = whole.texts.get(index, "") + (choice["delta"].get("content") or "")
+            if choice["finish_reason"]:
+                whole.reasons.setdefault(index, []).append(choice["finish_reason"])
+    return whole

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Iterable
 
 from starlette.requests import Request
@@ -23,6 +24,7 @@ from llmos.services.gateway.http.routes import ROUTES, Route
 from llmos.services.gateway.http.sessions import Session
 
 log = logging.getLogger(__name__)
+NO_ROUTE = "(none)"
 _HEADERS = ((b"x-content-type-options", b"nosniff"),)
 
 
@@ -38,17 +40,19 @@ class App:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        response = await self._answer(request)
-        has_begun = False
+        counted = self._site.metrics
+        started = time.monotonic()
 
         async def sending(message: dict[str, object]) -> None:
-            nonlocal has_begun
             if message["type"] == "http.response.start":
-                has_begun = True
                 message["headers"] = [*message["headers"], *_HEADERS]  # type: ignore[misc]
+                route = request.scope.get("llmos.route", NO_ROUTE)
+                counted.answered(route, int(message["status"]), time.monotonic() - started)  # type: ignore[call-overload]
             await send(message)
 
-        await response(scope, receive, sending)  # type: ignore[arg-type]
+        with counted.open.track_inprogress():
+            response = await self._answer(request)
+            await response(scope, receive, sending)  # type: ignore[arg-type]
 
     async def _answer(self, request: Request) -> ASGIApp:
         is_anthropic = request.url.path.startswith("/v1/messages")
@@ -74,6 +78,7 @@ class App:
                 continue
             found = pattern.match(request.url.path)
             if found is not None:
+                request.scope["llmos.route"] = route.path
                 request.scope["path_params"] = {
                     name: converters[name].convert(value) for name, value in found.groupdict().items()
                 }

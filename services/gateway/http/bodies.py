@@ -19,7 +19,7 @@ from llmos.services.gateway.http.failures import HttpError, unsupported
 
 T = TypeVar("T")
 BODY_TIMEOUT_S = 30.0
-_WHERE = re.compile(r" - at `\$\.?(.*)`$")
+_WHERE = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _TOP = dict[str, msgspec.Raw]

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from llmos.services.gateway.http.access import Access
+from llmos.services.gateway.http.request_metrics import HttpMetrics
 from llmos.services.gateway.http.sessions import HttpCore, Session
 from llmos.services.gateway.http.token_texts import TokenTexts
 
@@ -24,6 +25,7 @@ class Site:
     max_body: int
     started: int
     is_tls: bool = False
+    metrics: HttpMetrics = field(default_factory=HttpMetrics)
     texts: TokenTexts = field(default_factory=TokenTexts)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.services.gateway.http import (
+    anthropic_messages,
     encoders,
     health,
+    metrics,
     native,
     openai_chat,
     openai_completions,
     openai_models,
+    openai_responses,
+    openapi,
     page_door,
     tokens,
 )
@@ -32,6 +36,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/livez", health.livez, is_open=True),
     Route("GET", "/readyz", health.readyz, is_open=True),
     Route("GET", "/progressz", health.progressz),
+    Route("GET", "/openapi.json", openapi.document),
+    Route("GET", "/docs", openapi.page),
+    Route("GET", "/metrics", metrics.metrics),
     Route("GET", "/open", page_door.open_session, is_open=True),
     Route("GET", "/v1/models", openai_models.list_models),
     Route("GET", "/v1/models/{name:path}", openai_models.get_model),
@@ -44,6 +51,11 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/score", encoders.score),
     Route("POST", "/classify", encoders.classify),
     Route("POST", "/v1/classify", encoders.classify),
+    Route("POST", "/v1/responses", openai_responses.create),
+    Route("GET", "/v1/responses/{name}", openai_responses.retrieve),
+    Route("POST", "/v1/responses/{name}/cancel", openai_responses.cancel),
+    Route("POST", "/v1/messages", anthropic_messages.messages),
+    Route("POST", "/v1/messages/count_tokens", anthropic_messages.count_tokens),
     Route("POST", "/tokenize", tokens.tokenize),
     Route("POST", "/detokenize", tokens.detokenize),
     Route("GET", "/llmos/v1/sequences", native.list_sequences),
