@@ -173,6 +173,24 @@ def test_an_executor_that_gives_no_vector_is_doubted():
     assert world.streams[rid].repeated == 0
 
 
+def test_a_text_that_kills_executors_fails_alone():
+    world = encoder()
+    bad, *good = (world.submit(text(4, index), second_at=0) for index in range(5))
+    deaths = 0
+    while any(stream.end is None for stream in world.streams.values()):
+        plan = world.executor.inbox[0]
+        if any(add.rid == bad for add in plan.row_adds):
+            deaths += 1
+            world.executor = None
+            world.send(SUPERVISOR, m.ServiceDown("executor", "executor.demo", 1, replaced=True))
+            world.start_executor()
+        else:
+            world.step()
+    assert ended(world, bad) is FinishReason.POISONED
+    assert deaths <= 5
+    assert [world.streams[rid].result for rid in good] == [vector(text(4, index)) for index in range(1, 5)]
+
+
 def test_fork_and_the_prefix_cache_have_no_business_with_texts():
     world = encoder(max_rows=1, steps_in_flight=1)
     first, second = (world.submit(text(20), second_at=0) for _ in range(2))

@@ -92,6 +92,7 @@ class Answers:
 
 
 async def embeddings(call: Call) -> ASGIApp:
+    """Vectors of texts, by an embedding model."""
     asked, idle = decode(await read_body(call.request, call.site.max_body), EmbeddingsRequest, {}, WITHOUT_EFFECT)
     wanted = [Embed(0, asked.model, *form) for form in _inputs(asked.input)]
     answers = await _encode(call, asked, wanted, idle, "input")
@@ -104,6 +105,7 @@ async def embeddings(call: Call) -> ASGIApp:
 
 
 async def rerank(call: Call) -> ASGIApp:
+    """Documents by how well they go with a query, the best first; by a model that reads both together."""
     asked, idle = decode(await read_body(call.request, call.site.max_body), RerankRequest, {}, WITHOUT_EFFECT)
     texts = [each if isinstance(each, str) else each.text for each in asked.documents]
     wanted = [Embed(0, asked.model, asked.query, second=text) for text in texts]
@@ -118,6 +120,7 @@ async def rerank(call: Call) -> ASGIApp:
 
 
 async def score(call: Call) -> ASGIApp:
+    """How well each pair of texts goes together; by a model that reads both."""
     asked, idle = decode(await read_body(call.request, call.site.max_body), ScoreRequest, {}, WITHOUT_EFFECT)
     first, second = ([each] if isinstance(each, str) else each for each in (asked.text_1, asked.text_2))
     if len(first) == 1:
@@ -134,6 +137,7 @@ async def score(call: Call) -> ASGIApp:
 
 
 async def classify(call: Call) -> ASGIApp:
+    """Scores of the classes of a classification model for each text."""
     asked, idle = decode(await read_body(call.request, call.site.max_body), ClassifyRequest, {}, WITHOUT_EFFECT)
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     answers = await _encode(call, asked, [Embed(0, asked.model, text) for text in texts], idle, "input")
