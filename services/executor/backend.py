@@ -1,6 +1,8 @@
 """What computes steps: the interface between the service loop and its implementations. Imports no torch.
 
-Two implementations: `cpu.CpuBackend` and `fake.FakeBackend`, with the same row table, the same checks and the same results' form.
+Two implementations for models that generate, `cpu.CpuBackend` and `fake.FakeBackend`, with the same row table, the same checks and the
+same results' form, and two for encoders, `encoder.backend.EncoderBackend` and `encoder.fake.FakeEncoder`. What a model is, its
+config.json says.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from typing import Protocol
 from llmos.config import ModelConfig
 from llmos.errors import ConfigError
 from llmos.protocol import limits
-from llmos.protocol.messages import RowLogprobs, StepPlan
+from llmos.protocol.messages import RowLogprobs, RowResult, StepPlan
+from llmos.services.executor.encoder.spec import is_encoder
 
 Tick = Callable[[], None]
 OPENMP_SPINS = 1000
@@ -43,6 +46,7 @@ class Capabilities:
     device: str
     host_pages: int = 0
     swap_us: float = 0.0
+    output_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class StepOutput:
     samples: bytes
     logprobs: tuple[RowLogprobs, ...]
     failed: bytes
+    results: tuple[RowResult, ...] = ()
 
 
 class Backend(Protocol):
@@ -71,11 +76,20 @@ class Backend(Protocol):
 
 def open_backend(model: ModelConfig, directory: Path, limits: Limits, tick: Tick) -> Backend:
     """Load the model's backend; raises `ModelError`. `tick` is called often while it loads and computes."""
+    encodes = is_encoder(directory)
+    if model.backend == "fake" and encodes:
+        from llmos.services.executor.encoder.fake import FakeEncoder
+
+        return FakeEncoder.open(model, directory, limits)
     if model.backend == "fake":
         from llmos.services.executor.fake import FakeBackend
 
         return FakeBackend.open(model, directory, limits)
     limit_openmp_spinning()
+    if encodes:
+        from llmos.services.executor.encoder.backend import EncoderBackend
+
+        return EncoderBackend.open(model, directory, limits, tick)
     from llmos.services.executor.cpu import CpuBackend  # imports torch, which the fake must never do
 
     return CpuBackend.open(model, directory, limits, tick)

@@ -170,7 +170,16 @@ class ExecutorService:
         self.steps += 1
         self._idle_since = ended
         self.port.send(
-            StepResult(plan.generation, plan.step, output.samples, output.logprobs, output.failed, busy_us, idle_us)
+            StepResult(
+                plan.generation,
+                plan.step,
+                output.samples,
+                output.logprobs,
+                output.failed,
+                busy_us,
+                idle_us,
+                output.results,
+            )
         )
         if ARMED:
             reach("executor.result.sent")
