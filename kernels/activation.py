@@ -25,7 +25,9 @@ def silu_mul(gate_up: Tensor, *, out: Tensor) -> Tensor:
     tokens, width = out.shape
     if tokens and width:
         grid = (tokens, triton.cdiv(width, BLOCK))
-        _silu_mul_kernel[grid](gate_up, out, gate_up.stride(0), out.stride(0), width, BLOCK=BLOCK, num_warps=WARPS)
+        _silu_mul_kernel[grid](
+            gate_up, out, gate_up.stride(0), out.stride(0), width, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False
+        )
     return out
 
 

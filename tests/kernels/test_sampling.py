@@ -105,7 +105,7 @@ def random_params(rng):
 @pytest.mark.parametrize(("vocab_size", "seed"), [(24, 1), (24, 2), (300, 3), (TILE + 4, 4)])
 def test_every_row_is_the_cpu_samplers(vocab_size, seed):
     rng = np.random.default_rng(seed)
-    params = [random_params(rng) for _ in range(14)]
+    params = [random_params(rng) for _ in range(10)]
     tokens = [rng.integers(0, min(vocab_size, 24), size=rng.integers(1, 12)).tolist() for _ in params]
     logits = normal(len(params), vocab_size, seed)
     used, found = choose(logits, params, tokens)
@@ -162,18 +162,18 @@ def test_noise_is_the_executors():
         assert found.tolist() == pytest.approx([noise.gumbel(seed, position, token) for token in range(50)], abs=1e-9)
 
 
-CHI_SQUARE_999 = {5: 20.52, 7: 24.32, 11: 31.26}  # 99.9 % quantile by degrees of freedom
+CHI_SQUARE_999 = {5: 20.52, 11: 31.26}  # 99.9 % quantile by degrees of freedom
 
 
-@pytest.mark.parametrize(("settings", "cells"), [({}, 12), ({"top_k": 8}, 8), ({"top_k": 8, "top_p": 0.85}, 6)])
+@pytest.mark.parametrize(("settings", "cells"), [({}, 12), ({"top_k": 6}, 6)])
 def test_the_distribution(settings, cells):
-    """Chi-square of 250 draws with seeds 0, 1, ... against the softmax of what is kept."""
-    logits = torch.linspace(1.0, -1.0, 12).expand(250, -1)
-    params = [SamplingParams(temperature=1.0, seed=seed, **settings) for seed in range(250)]
+    """Chi-square of 120 draws with seeds 0, 1, ... against the softmax of what is kept."""
+    logits = torch.linspace(1.0, -1.0, 12).expand(120, -1)
+    params = [SamplingParams(temperature=1.0, seed=seed, **settings) for seed in range(120)]
     _, found = choose(logits, params, adjust=False, report=False)
     counts = np.bincount(found, minlength=12)
     assert counts[cells:].sum() == 0
-    expected = 250 * torch.softmax(logits[0, :cells], 0).double().numpy()
+    expected = 120 * torch.softmax(logits[0, :cells], 0).double().numpy()
     assert ((counts[:cells] - expected) ** 2 / expected).sum() < CHI_SQUARE_999[cells - 1]
 
 

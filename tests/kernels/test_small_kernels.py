@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmos.kernels import activation, kv_write, norms, page_copy
+from llmos.kernels import activation, int8_linear, kv_write, norms, page_copy
 from llmos.kernels.checks import KernelShapeError, KernelTypeError
 from llmos.services.executor.models.rope import Rope
 from llmos.services.executor.spec import RopeSpec
@@ -209,3 +209,23 @@ def test_wrong_projections_are_named():
         kv_write.rope_and_write(torch.zeros(2, 256), **{**given, "slots": given["positions"]})
     with pytest.raises(KernelShapeError, match="q_norm and k_norm must be given both"):
         kv_write.rope_and_write(torch.zeros(2, 256), **given, q_norm=torch.ones(64))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "outputs", "dtype", "bias"),
+    [
+        (1, 100, 33, torch.float32, False),
+        (3, 256, 40, torch.float16, True),
+        (70, 130, 7, torch.float32, True),
+        (2, 64, 64, torch.bfloat16, False),
+    ],
+)
+def test_int8_linear(tokens, inputs, outputs, dtype, bias):
+    x, original = randn(tokens, inputs + 3, dtype=dtype)[:, :inputs], randn(outputs, inputs, seed=1)
+    original[0] = 0.0
+    weight, scales = int8_linear.quantize_int8(original)
+    assert weight.abs().amax() == 127
+    assert ((weight * scales[:, None] - original).abs() <= scales[:, None] * 0.5001).all()
+    shift = randn(outputs, dtype=dtype, seed=2) if bias else None
+    out = int8_linear.int8_linear(x, weight, scales, bias=shift, out=torch.empty(tokens, outputs, dtype=dtype))
+    assert_close(out, int8_linear.int8_linear_reference(x, weight, scales, shift), dtype)
