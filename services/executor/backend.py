@@ -1,6 +1,8 @@
 """What computes steps: the interface between the service loop and its implementations. Imports no torch.
 
-Two implementations: `cpu.CpuBackend` and `fake.FakeBackend`, with the same row table, the same checks and the same results' form.
+Three implementations: `cuda.backend.CudaBackend`, `cpu.CpuBackend` and `fake.FakeBackend`, with the same row table, the same checks and
+the same results' form. A step is submitted, and collected when it is done; a device has work queued while the host does other things.
+Messages are imported for their types only, so that a benchmark can drive a backend where no codec is installed.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llmos.config import ModelConfig
 from llmos.errors import ConfigError
 from llmos.protocol import limits
-from llmos.protocol.messages import RowLogprobs, StepPlan
+
+if TYPE_CHECKING:
+    from llmos.protocol.messages import RowLogprobs, StepPlan
 
 Tick = Callable[[], None]
 OPENMP_SPINS = 1000
@@ -55,18 +59,53 @@ class StepOutput:
 
 
 class Backend(Protocol):
-    """Executes plans, one after the other, in one thread."""
+    """Executes plans, one after the other, in one thread. `window`: steps that may be submitted before the oldest is collected."""
 
     capabilities: Capabilities
     description: str
+    window: int
 
-    def execute(self, plan: StepPlan) -> StepOutput:
-        """Apply a plan and compute its step. Asserts that the plan is possible."""
+    def submit(self, plan: StepPlan) -> None:
+        """Apply a plan and begin its step, or keep it until it is collected. Asserts that the plan is possible."""
+        ...
+
+    def done(self, timeout_s: float) -> bool:
+        """Can the oldest submitted step be collected without waiting? Waits for that, but not longer than `timeout_s`."""
+        ...
+
+    def collect(self) -> StepOutput:
+        """The result of the oldest submitted step."""
         ...
 
     def reset(self) -> None:
-        """Forget all rows: a new generation begins."""
+        """Forget all rows and what was submitted: a new generation begins."""
         ...
+
+
+class Immediate:
+    """`submit`, `done` and `collect` for a backend that computes on the calling thread: the step is computed when it is collected."""
+
+    window = 1
+    _submitted: StepPlan | None = None
+
+    def submit(self, plan: StepPlan) -> None:
+        assert self._submitted is None, "one step at a time"
+        self._submitted = plan
+
+    def done(self, timeout_s: float) -> bool:
+        return True
+
+    def collect(self) -> StepOutput:
+        plan, self._submitted = self._submitted, None
+        assert plan is not None, "nothing was submitted"
+        return self.execute(plan)
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """One step, from its plan to its result."""
+        raise NotImplementedError
+
+    def forget_submitted(self) -> None:
+        self._submitted = None
 
 
 def open_backend(model: ModelConfig, directory: Path, limits: Limits, tick: Tick) -> Backend:

@@ -21,7 +21,7 @@ from llmos.config import ModelConfig
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import RowLogprobs, StepPlan, TokenLogprobs
 from llmos.services.executor import noise
-from llmos.services.executor.backend import Capabilities, Limits, StepOutput, fitting_pages
+from llmos.services.executor.backend import Capabilities, Immediate, Limits, StepOutput, fitting_pages
 from llmos.services.executor.fake_contents import PageContents
 from llmos.services.executor.page_moves import read_moves
 from llmos.services.executor.rows import RowTable, Work
@@ -44,7 +44,7 @@ def fake_token(seed: int, position: int, vocab_size: int) -> int:
     return noise.stream_key(seed, position, noise.FAKE_DOMAIN) % vocab_size
 
 
-class FakeBackend:
+class FakeBackend(Immediate):
     """Executes plans by hashing."""
 
     def __init__(
@@ -81,6 +81,7 @@ class FakeBackend:
         )  # fmt: skip
 
     def reset(self) -> None:
+        self.forget_submitted()
         self.rows.clear()
         if self.contents is not None:
             self.contents.clear()
