@@ -1,0 +1,44 @@
+"""SiLU(gate) * up from the output of the merged gate and up projection. Float32 inside, rounded once."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmos.kernels.checks import FLOATS, Arguments, check_one_of
+
+BLOCK = 1024
+WARPS = 4
+
+
+def silu_mul(gate_up: Tensor, *, out: Tensor) -> Tensor:
+    """Write `out` [tokens, width] and return it. gate_up: [tokens, 2 * width], the gates first; any distance between tokens."""
+    sizes = Arguments()
+    sizes.tensor("gate_up", gate_up, "tokens both", FLOATS)
+    sizes.tensor("out", out, "tokens width", (gate_up.dtype,))
+    check_one_of("width of gate_up", sizes["both"], (2 * sizes["width"],))
+    tokens, width = out.shape
+    if tokens and width:
+        grid = (tokens, triton.cdiv(width, BLOCK))
+        _silu_mul_kernel[grid](gate_up, out, gate_up.stride(0), out.stride(0), width, BLOCK=BLOCK, num_warps=WARPS)
+    return out
+
+
+def silu_mul_reference(gate_up: Tensor, compute: torch.dtype = torch.float64) -> Tensor:
+    """In type `compute`."""
+    gate, up = gate_up.to(compute).chunk(2, -1)
+    return gate * torch.sigmoid(gate) * up
+
+
+@triton.jit
+def _silu_mul_kernel(gate_up, out, in_stride, out_stride, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    source = gate_up + token * in_stride + column
+    gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(source + width, mask=inside, other=0.0).to(tl.float32)
+    value = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out + token * out_stride + column, value.to(out.dtype.element_ty), mask=inside)
