@@ -7,6 +7,8 @@ Messages are imported for their types only, so that a benchmark can drive a back
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 Tick = Callable[[], None]
 OPENMP_SPINS = 1000
 MAX_PAGES = limits.MAX_KV_PAGES
+_PAGE_SIZE, _KV_CACHE_GIB = 16, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +118,27 @@ def open_backend(model: ModelConfig, directory: Path, limits: Limits, tick: Tick
 
         return FakeBackend.open(model, directory, limits)
     limit_openmp_spinning()
+    if model.backend == "cuda" or (model.backend == "auto" and _has_gpu()):
+        from llmos.services.executor.cuda.open import open_cuda
+
+        return open_cuda(model, directory, limits, tick)
     from llmos.services.executor.cpu import CpuBackend  # imports torch, which the fake must never do
 
     return CpuBackend.open(model, directory, limits, tick)
+
+
+def _has_gpu() -> bool:
+    """Does torch find a GPU, and is the compiler of our kernels there?"""
+    import torch
+
+    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+
+
+def with_defaults(model: ModelConfig) -> ModelConfig:
+    """What 0 stands for where there is no GPU."""
+    return dataclasses.replace(
+        model, page_size=model.page_size or _PAGE_SIZE, kv_cache_gib=model.kv_cache_gib or _KV_CACHE_GIB
+    )
 
 
 def fitting_pages(key: str, gib: float, page_bytes: int) -> int:

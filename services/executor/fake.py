@@ -21,7 +21,7 @@ from llmos.config import ModelConfig
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import RowLogprobs, StepPlan, TokenLogprobs
 from llmos.services.executor import noise
-from llmos.services.executor.backend import Capabilities, Immediate, Limits, StepOutput, fitting_pages
+from llmos.services.executor.backend import Capabilities, Immediate, Limits, StepOutput, fitting_pages, with_defaults
 from llmos.services.executor.fake_contents import PageContents
 from llmos.services.executor.page_moves import read_moves
 from llmos.services.executor.rows import RowTable, Work
@@ -66,6 +66,7 @@ class FakeBackend(Immediate):
     @classmethod
     def open(cls, model: ModelConfig, directory: Path, limits: Limits) -> FakeBackend:
         """Vocabulary and context of the model directory, if there is one."""
+        model = with_defaults(model)
         vocab_size, context = DEFAULT_VOCAB, model.max_context or DEFAULT_CONTEXT
         if (directory / CONFIG_FILE).exists():
             spec = read_spec(directory)
