@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from llmos.kernels.checks import FLOATS, Arguments, check_one_of
+from llmos.kernels.variants import TYPES, Variant
 
 BLOCK = 1024
 WARPS = 4
@@ -42,3 +45,10 @@ def _silu_mul_kernel(gate_up, out, in_stride, out_stride, width, BLOCK: tl.const
     up = tl.load(source + width, mask=inside, other=0.0).to(tl.float32)
     value = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(out + token * out_stride + column, value.to(out.dtype.element_ty), mask=inside)
+
+
+def variants() -> Iterator[Variant]:
+    for dtype in FLOATS:
+        name = TYPES[dtype]
+        types = f"*{name} *{name} i32:16 i32:16 i32:16"
+        yield Variant(f"silu_mul {name}", _silu_mul_kernel, types, {"BLOCK": BLOCK}, WARPS)

@@ -7,12 +7,15 @@ A token with slot -1 writes nothing anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from llmos.kernels.checks import FLOATS, INT32, Arguments, KernelShapeError, check_one_of, check_range
+from llmos.kernels.variants import TYPES, Variant
 
 INT64 = (torch.int64,)
 BLOCK_HEADS = 8
@@ -198,3 +201,27 @@ def _rope_kernel(  # type: ignore[no-untyped-def]
         pages = tl.where(is_value, v_pages, k_pages) + page * tl.where(is_value, v_page_stride, k_page_stride)
         tl.store(pages + place, first.to(k_pages.dtype.element_ty), mask=inside)
         tl.store(pages + place + half, second.to(k_pages.dtype.element_ty), mask=inside)
+
+
+def variants() -> Iterator[Variant]:
+    """Every head size in bfloat16, with and without norms; the other types at one."""
+    shapes = [(32, 8, 64), (16, 16, 80), (24, 8, 96), (16, 8, 128), (32, 8, 128), (8, 4, 256)]
+    cases = [(torch.bfloat16, shape) for shape in shapes] + [(dtype, (16, 8, 128)) for dtype in FLOATS[:2]]
+    for dtype, (heads, kv_heads, head_dim) in cases:
+        name = TYPES[dtype]
+        for norm in (False, True):
+            normed = name if norm else "fp32"  # without norms the table of cosines stands in their place
+            yield Variant(
+                f"rope_and_write {name} heads={heads} kv_heads={kv_heads} head_dim={head_dim}{' norm' if norm else ''}",
+                _rope_kernel,
+                f"*{name} *i32 *i64 *fp32 *{normed} *{normed} *{name} *{name} *{name} i32:16 i32:16 i32:16 i32:16 i32:16 fp32 fp32",
+                {
+                    "HEADS": heads,
+                    "KV_HEADS": kv_heads,
+                    "HEAD_DIM": head_dim,
+                    "BLOCK_HEADS": BLOCK_HEADS,
+                    "BLOCK_PAIRS": triton.next_power_of_2(head_dim // 2),
+                    "NORM": norm,
+                },
+                rope_warps(head_dim),
+            )

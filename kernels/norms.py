@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from llmos.kernels.checks import FLOATS, Arguments, check_range
+from llmos.kernels.variants import TYPES, Variant
 
 MAX_HIDDEN = 32768
 
@@ -110,3 +113,18 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     inverse = tl.rsqrt(tl.sum(value * value, 0) * inverse_hidden + eps)
     normed = (value * inverse * scale).to(out.dtype.element_ty)
     tl.store(out + token * out_stride + column, normed, mask=inside)
+
+
+def variants() -> Iterator[Variant]:
+    """Each type at one size, the sizes of common models in bfloat16, and one that is no power of two."""
+    cases = [(torch.bfloat16, hidden) for hidden in (1024, 2048, 2880, 4096, 8192)]
+    for dtype, hidden in [*cases, (torch.float16, 4096), (torch.float32, 4096)]:
+        block, name = triton.next_power_of_2(hidden), TYPES[dtype]
+        for add in (False, True):
+            yield Variant(
+                f"{'add_' if add else ''}rms_norm {name} hidden={hidden}",
+                _norm_kernel,
+                f"*{name} *{name} *{name} *{name} i32:16 i32:16 i32:16 i32:16 fp32 fp32",
+                {"BLOCK": block, "ADD": add},
+                norm_warps(block),
+            )

@@ -6,12 +6,15 @@ have a fixed length. Pages are numbered in 64 bits: a storage is larger than 2^3
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from llmos.kernels.checks import FLOATS, INT32, Arguments, KernelShapeError, check_one_of
+from llmos.kernels.variants import TYPES, Variant
 
 BLOCK = 1024  # words of 8 bytes
 WARPS = 4
@@ -137,3 +140,13 @@ def _zero_slots_kernel(  # type: ignore[no-untyped-def]
         inside = (vector < vectors)[:, None] & (dim < head_dim)[None, :]
         zeros = tl.zeros([BLOCK_VECTORS, BLOCK_DIM], storage.dtype.element_ty)
         tl.store(storage + slot // page_size * page_stride + place, zeros, mask=inside)
+
+
+def variants() -> Iterator[Variant]:
+    yield Variant("copy_pages", _copy_kernel, "*i64 *i64 *i32 i32:16 i32:16 i32:16", {"BLOCK": BLOCK}, WARPS)
+    yield Variant("zero_pages", _zero_kernel, "*i64 *i32 i32:16 i32:16", {"BLOCK": BLOCK}, WARPS)
+    for dtype in FLOATS:
+        for head_dim in (64, 80, 128):
+            constants = {"BLOCK_VECTORS": 16, "BLOCK_DIM": triton.next_power_of_2(head_dim)}
+            types = f"*{TYPES[dtype]} *i64 i32:16 i32:16 i32:16 i32:16"
+            yield Variant(f"zero_slots {TYPES[dtype]} head_dim={head_dim}", _zero_slots_kernel, types, constants, WARPS)

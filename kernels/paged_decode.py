@@ -12,31 +12,14 @@ they hold.
 from __future__ import annotations
 
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from llmos.kernels.checks import FLOATS, INT32, Arguments, check_one_of, check_range
 from llmos.kernels.configs import decode_config
-from llmos.kernels.decode_plan import (
-    ACTIVE,
-    CONTEXT,
-    ENTRY,
-    ENTRY_COLUMNS,
-    ENTRY_CONTEXT,
-    ENTRY_FIRST_UNIT,
-    ENTRY_ROW,
-    FIRST_UNIT,
-    PROGRAM_COLUMNS,
-    ROW,
-    SLICE_BEGIN,
-    SLICE_END,
-    TOTAL,
-    DecodePlan,
-    first_page,
-    step_pages,
-    unit_pages,
-)
-from llmos.kernels.tiles import dot, load_tile, log2_weights
+from llmos.kernels.decode_kernel import decode_kernel
+from llmos.kernels.decode_plan import DecodePlan
+
+_MERGE_ELEMENTS = 8192  # partial results that the merging program holds at once: 64 registers per thread
 
 
 def paged_decode(
@@ -63,8 +46,10 @@ def paged_decode(
     """
     sizes = _check(q, k_pages, v_pages, page_table, rows, context, window, softcap, plan, out)
     page_size, head_dim = sizes["page_size"], sizes["head_dim"]
+    groups, block_d = sizes["heads"] // sizes["kv_heads"], triton.next_power_of_2(head_dim)
+    merge_groups = triton.next_power_of_2(groups)
     config = decode_config(head_dim, k_pages.dtype)
-    _decode_kernel[(plan.num_programs,)](
+    decode_kernel[(plan.num_programs,)](
         q,
         k_pages,
         v_pages,
@@ -77,6 +62,7 @@ def paged_decode(
         out,
         float(scale),
         float(softcap),
+        plan.batch,
         window,
         plan.split_pages,
         q.stride(0),
@@ -87,9 +73,9 @@ def paged_decode(
         v_pages.stride(0),
         page_table.stride(0),
         KV_HEADS=sizes["kv_heads"],
-        GROUPS=sizes["heads"] // sizes["kv_heads"],
+        GROUPS=groups,
         HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=block_d,
         BLOCK_M=16,
         PAGE=page_size,
         TILE=min(page_size, config.tile),
@@ -97,6 +83,8 @@ def paged_decode(
         HAS_SOFTCAP=softcap > 0,
         DETERMINISTIC=plan.deterministic,
         MAX_SPLITS=plan.max_splits,
+        MERGE_GROUPS=merge_groups,
+        MERGE_PARTS=max(1, _MERGE_ELEMENTS // (merge_groups * block_d)),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -133,101 +121,3 @@ def _check(
     check_one_of("window", window, (plan.window,))
     check_range("softcap", softcap, 0.0, 1e6)
     return sizes
-
-
-@triton.jit
-def _decode_kernel(  # type: ignore[no-untyped-def]
-    q,  # [batch, KV_HEADS * GROUPS, HEAD_DIM]
-    k_pages,  # [num_pages, KV_HEADS, PAGE, HEAD_DIM]
-    v_pages,  # like k_pages
-    page_table,  # int32[max_rows, max_pages]
-    entries,  # int32[max_batch, ENTRY_COLUMNS]
-    programs,  # int32[num_programs, PROGRAM_COLUMNS]
-    counters,  # int32[max_batch * KV_HEADS], zeros
-    partials,  # float32[num_partials, GROUPS, HEAD_DIM]
-    stats,  # float32[num_partials, 2, GROUPS]: maximum, sum of weights
-    out,  # like q
-    scale,
-    softcap,
-    window,
-    split_pages,
-    q_entry_stride,
-    q_head_stride,
-    out_entry_stride,
-    out_head_stride,
-    k_page_stride,
-    v_page_stride,
-    table_row_stride,
-    KV_HEADS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    PAGE: tl.constexpr,
-    TILE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    DETERMINISTIC: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-):
-    program = tl.program_id(0)
-    record = programs + program * 8
-    entry = tl.load(record + ENTRY)
-    first_unit = tl.load(record + FIRST_UNIT)
-    context = tl.load(record + CONTEXT)
-    row = tl.load(record + ROW)
-    unit = tl.load(record + SLICE_BEGIN)
-    slice_end = tl.load(record + SLICE_END)
-    group = tl.arange(0, BLOCK_M)
-    dim = tl.arange(0, BLOCK_D)
-    used = (group < GROUPS)[:, None] & (dim < HEAD_DIM)[None, :]
-
-    while unit < slice_end:
-        pages = unit_pages(context, window, PAGE)
-        step = step_pages(pages, split_pages, MAX_SPLITS)
-        head = (unit - first_unit) // pages
-        begin = (unit - first_unit) - head * pages
-        if DETERMINISTIC:
-            # A slice begins with the first cut in it; what is before belongs to the program that met the cut before.
-            begin = (begin + step - 1) // step * step
-            end = tl.minimum(begin + step, pages)
-            unit = first_unit + head * pages + begin
-        else:
-            end = tl.minimum(begin + (slice_end - unit), pages)
-        if begin < end and unit < slice_end:
-            heads = head * GROUPS + group
-            queries = tl.load(
-                q + entry.to(tl.int64) * q_entry_stride + heads[:, None] * q_head_stride + dim[None, :],
-                mask=used,
-                other=0.0,
-            )
-            maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-            total = tl.zeros([BLOCK_M], dtype=tl.float32)
-            attended = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-            skipped = first_page(context, window, PAGE)
-            oldest = tl.maximum(context - window, 0) if HAS_WINDOW else 0
-            first_tile = tl.maximum((skipped + begin) * (PAGE // TILE), oldest // TILE)
-            last_tile = tl.minimum((skipped + end) * (PAGE // TILE), (context + TILE - 1) // TILE)
-            table = page_table + row.to(tl.int64) * table_row_stride
-            for tile in tl.range(first_tile, last_tile):
-                page = tl.load(table + tile // (PAGE // TILE)).to(tl.int64)
-                slot = head * PAGE + tile % (PAGE // TILE) * TILE
-                position = tile * TILE + tl.arange(0, TILE)
-                visible = position < context
-                k = load_tile(
-                    k_pages + page * k_page_stride, slot, tl.arange(0, TILE), HEAD_DIM, BLOCK_D, visible, False
-                )
-                v = load_tile(
-                    v_pages + page * v_page_stride, slot, tl.arange(0, TILE), HEAD_DIM, BLOCK_D, visible, True
-                )
-                scores = log2_weights(dot(queries, tl.trans(k)), scale, softcap, HAS_SOFTCAP)
-                if HAS_WINDOW:
-                    scores = tl.where(visible & (position >= oldest), scores, float("-inf"))
-                else:
-                    scores = tl.where(visible[None, :], scores, float("-inf"))
-                new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-                weights = tl.exp2(scores - new_maximum[:, None])
-                decay = tl.exp2(maximum - new_maximum)
-                total = total * decay + tl.sum(weights, 1)
-                attended = attended * decay[:, None] + dot(weights.to(v.dtype), v)
-                maximum = new_maximum

@@ -33,7 +33,16 @@ REPETITION, PRESENCE, FREQUENCY, MIN_TOKENS, NUM_STOPS, NUM_BIASES, MASK = range
 FLOAT_COLUMNS = frozenset((TEMPERATURE, TOP_P, LOG_MIN_P, REPETITION, PRESENCE, FREQUENCY))
 
 NO_TOP_K = 2**31 - 1
-_DEFAULTS = {MAX_LENGTH: 2**31 - 1, TEMPERATURE: 1.0, TOP_K: NO_TOP_K, TOP_P: 1.0, LOG_MIN_P: -math.inf, LOGPROBS: -1, REPETITION: 1.0, MASK: -1}
+_DEFAULTS = {
+    MAX_LENGTH: 2**31 - 1,
+    TEMPERATURE: 1.0,
+    TOP_K: NO_TOP_K,
+    TOP_P: 1.0,
+    LOG_MIN_P: -math.inf,
+    LOGPROBS: -1,
+    REPETITION: 1.0,
+    MASK: -1,
+}
 
 # A diff is int32 words: the number of segments, three unused words, the segments, what they copy. A segment is four words: where to
 # in the arena (low and high half), how many words (at most PIECE), where from in the diff.

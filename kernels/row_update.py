@@ -7,6 +7,8 @@ All four have a fixed number of programs and read counts and parameters on the d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,7 @@ from torch import Tensor
 from llmos.kernels import row_table
 from llmos.kernels.checks import INT32, Arguments
 from llmos.kernels.row_table import DeviceRows
+from llmos.kernels.variants import Variant
 
 INT64 = (torch.int64,)
 RESULT_COLUMNS = 4  # row, position, token, state
@@ -136,9 +139,7 @@ def prepare_prefill(
         )
 
 
-def advance(
-    table: DeviceRows, active: Tensor, tokens: Tensor, *, results: Tensor, stop_on_device: bool = True
-) -> None:
+def advance(table: DeviceRows, active: Tensor, tokens: Tensor, *, results: Tensor, stop_on_device: bool = True) -> None:
     """Give each active row its sampled token, and say what came of it.
 
     active: int32[batch] from `prepare_decode` (or rows whose chunk ends their prompt), -1 = nothing. tokens: int32[batch]; -1 of an active
@@ -346,3 +347,16 @@ def advance_reference(table: DeviceRows, active: Tensor, tokens: Tensor, *, stop
         table.records[row, row_table.STATE] = state
         results[entry] = torch.tensor([row, length, token, state], dtype=torch.int32)
     return results
+
+
+def variants() -> Iterator[Variant]:
+    yield Variant("apply_diff", _diff_kernel, "*i32 *i32 i32", {"BLOCK": row_table.PIECE}, 4)
+    decode = "*i32 *i32 *i32 *i32 *i32 *i32 *i32 *i64 *i32 i32 i32 i32:16 i32 i32 i32"
+    yield Variant("prepare_decode", _decode_kernel, decode, {"BLOCK": _BLOCK}, 4)
+    prefill = "*i32 *i32 *i32 *i32 *i32 *i32 *i32 *i32 *i64 i32 i32:16 i32 i32"
+    yield Variant("prepare_prefill", _prefill_kernel, prefill, {"BLOCK": _BLOCK}, 4)
+    for stops in (False, True):
+        name = f"advance{' stops' if stops else ''}"
+        yield Variant(
+            name, _advance_kernel, "*i32 *i32 *i32 *i32 *i32 *i32 i32 i32 i32", {"STOPS": stops, "BLOCK": 32}, 1
+        )

@@ -32,15 +32,26 @@ def log2_weights(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):  # type: ig
 
 
 @triton.jit
-def load_tile(pages, slot, offsets, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, visible, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Vectors `slot` + `offsets` of the page at `pages`: [len(offsets), BLOCK_D]; zeros past HEAD_DIM and, if MASKED, where not visible."""
-    dim = tl.arange(0, BLOCK_D)
-    pointers = pages + (slot + offsets)[:, None] * HEAD_DIM + dim[None, :]
-    # Read once per step: other data deserves the second-level cache more.
+def load_tile(  # type: ignore[no-untyped-def]
+    pages,  # [num_pages, kv_heads, PAGE, HEAD_DIM]
+    page,  # int64: a page's distance can be past 2^31 elements
+    page_stride,
+    head,
+    slot,
+    visible,  # [TILE]
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Slots [slot, slot + TILE) of a page's head: [TILE, BLOCK_D]; zeros past HEAD_DIM and, if MASKED, where not visible."""
+    token, dim = tl.arange(0, TILE), tl.arange(0, BLOCK_D)
+    pointers = pages + page * page_stride + (head * PAGE + slot + token)[:, None] * HEAD_DIM + dim[None, :]
+    # evict_first: read once per step, so other data deserves the second-level cache more.
     if MASKED and HEAD_DIM < BLOCK_D:
-        return tl.load(
-            pointers, mask=visible[:, None] & (dim[None, :] < HEAD_DIM), other=0.0, eviction_policy="evict_first"
-        )
+        mask = visible[:, None] & (dim[None, :] < HEAD_DIM)
+        return tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_first")
     elif MASKED:
         return tl.load(pointers, mask=visible[:, None], other=0.0, eviction_policy="evict_first")
     elif HEAD_DIM < BLOCK_D:
