@@ -38,7 +38,7 @@ class DeviceModel:
 
     def __init__(self, weights: Decoder, ops: Operations, product: Product, work: Workspace, inputs: StepInputs) -> None:
         self.spec = weights.spec
-        self._weights, self._ops, self._product = weights, ops, product
+        self.weights, self._ops, self._product = weights, ops, product
         self._work, self._inputs = work, inputs
 
     def decode(self, batch: int, *, adjust: bool, report: bool) -> None:
@@ -47,7 +47,7 @@ class DeviceModel:
         self._prepare_decode(batch)
         self._layers(Batch(batch, work.active[:batch], work.context[:batch], None))
         ops.add_rms_norm(
-            work.projected[:batch], work.hidden[:batch], self._weights.norm, work.last_normed[:batch]
+            work.projected[:batch], work.hidden[:batch], self.weights.norm, work.last_normed[:batch]
         )
         self._sample(batch, adjust=adjust, report=report)
 
@@ -72,7 +72,7 @@ class DeviceModel:
         torch.index_select(work.hidden[:tokens], 0, index, out=work.last_hidden[:samples])
         torch.index_select(work.projected[:tokens], 0, index, out=work.last_projected[:samples])
         ops.add_rms_norm(
-            work.last_projected[:samples], work.last_hidden[:samples], self._weights.norm, work.last_normed[:samples]
+            work.last_projected[:samples], work.last_hidden[:samples], self.weights.norm, work.last_normed[:samples]
         )
         self._sample(samples, adjust=adjust, report=report)
 
@@ -87,10 +87,10 @@ class DeviceModel:
         """Embedding and all layers; what the last one adds to `hidden` is left in `projected`."""
         work, ops, product, tokens = self._work, self._ops, self._product, batch.tokens
         hidden, normed, projected = work.hidden[:tokens], work.normed[:tokens], work.projected[:tokens]
-        torch.index_select(self._weights.embedding, 0, work.token_ids[:tokens], out=hidden)
+        torch.index_select(self.weights.embedding, 0, work.token_ids[:tokens], out=hidden)
         if len(batch.rows):
             ops.plan_decode(batch.rows, batch.context)
-        for index, layer in enumerate(self._weights.layers):
+        for index, layer in enumerate(self.weights.layers):
             if index:
                 ops.add_rms_norm(projected, hidden, layer.input_norm, normed)
             else:
@@ -117,7 +117,7 @@ class DeviceModel:
     def _sample(self, batch: int, *, adjust: bool, report: bool) -> None:
         work, ops = self._work, self._ops
         rows, logits = work.active[:batch], work.logits[:batch]
-        self._product(work.last_normed[:batch], _held(self._weights.lm_head), logits)
+        self._product(work.last_normed[:batch], _held(self.weights.lm_head), logits)
         ops.sample(logits, rows, work.sampled[:batch], adjust=adjust, report=report)
         ops.advance(rows, work.sampled[:batch], work.results[:batch])
 

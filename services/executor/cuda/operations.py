@@ -183,7 +183,9 @@ class ReferenceOperations:
         pages, table = self._context.pages, self._table.pages
         window = self._spec.windows[layer]
         k, v, scale = pages.k_pages[layer], pages.v_pages[layer], self._context.scale
-        out.copy_(paged_prefill_reference(q, k, v, table, *chunks, scale=scale, window=window))
+        found = paged_prefill_reference(q, k, v, table, *chunks, scale=scale, window=window)
+        for start, length in zip(chunks[1].tolist(), chunks[2].tolist()):
+            out[start : start + length] = found[start : start + length]
 
     def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
         from llmos.kernels.activation import silu_mul_reference
