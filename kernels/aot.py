@@ -1,8 +1,8 @@
 """Compile every kernel variant for GPUs that are not here, and compare what they need with a recorded table.
 
-`python -P -m llmos.kernels.aot` compiles all variants for sm_80, sm_90 and sm_100 and says what has grown beyond `aot_table.json`; `--write`
-records what is found. Registers, stack (where spilled registers go) and shared memory are read from the machine code with the tools
-that come with Triton. It needs its own process without TRITON_INTERPRET, which changes what a kernel is. No figure here is a speed.
+`python -P -m llmos.kernels.aot` compiles all variants for sm_80, sm_90 and sm_100 and says what has grown beyond `aot_table.json`;
+`--write` records what is found. Registers, stack (where spilled registers go) and shared memory are read from the machine code with the
+tools that come with Triton. It needs its own process without TRITON_INTERPRET, which changes what a kernel is. Nothing here is a speed.
 """
 
 from __future__ import annotations

@@ -56,22 +56,35 @@ class Sampler:
         self.max_batch, self.vocab_size, self.adjusts = max_batch, vocab_size, adjusts
         self.group = group_size(vocab_size)
         self.num_tiles, self.num_groups = triton.cdiv(vocab_size, TILE), triton.cdiv(vocab_size, self.group)
-        ints, floats = {"dtype": torch.int32, "device": device}, {"dtype": torch.float32, "device": device}
-        self.tokens = torch.full((max_batch,), -1, **ints)
-        self.logprobs = torch.zeros(max_batch, **floats)
-        self.top_ids = torch.zeros(max_batch, MAX_TOP, **ints)
-        self.top_logprobs = torch.zeros(max_batch, MAX_TOP, **floats)
-        self._floats = torch.zeros(max_batch, FLOAT_FIELDS, self.num_tiles, **floats)
-        self._ints = torch.zeros(max_batch, INT_FIELDS, self.num_tiles, **ints)
-        self._peaks, self._raw_peaks = (torch.zeros(max_batch, self.num_groups, **floats) for _ in range(2))
-        self._lists = torch.zeros(max_batch, self.num_groups, **ints)
+        self._device = device
+        self.tokens = self._ints(max_batch).fill_(-1)
+        self.logprobs = self._floats(max_batch)
+        self.top_ids, self.top_logprobs = self._ints(max_batch, MAX_TOP), self._floats(max_batch, MAX_TOP)
+        self._tile_floats = self._floats(max_batch, FLOAT_FIELDS, self.num_tiles)
+        self._tile_ints = self._ints(max_batch, INT_FIELDS, self.num_tiles)
+        self._peaks, self._raw_peaks = (self._floats(max_batch, self.num_groups) for _ in range(2))
+        self._lists = self._ints(max_batch, self.num_groups)
         size = max_batch * vocab_size if adjusts else 0
-        self._adjusted = torch.zeros(size, **floats)
-        self._counts = torch.zeros(size, **ints)  # all zeros between steps
+        self._adjusted = self._floats(size)
+        self._counts = self._ints(size)  # all zeros between steps
+
+    def _floats(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=self._device)
+
+    def _ints(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int32, device=self._device)
 
     @property
     def workspace_bytes(self) -> int:
-        owned = (self._floats, self._ints, self._peaks, self._raw_peaks, self._lists, self._adjusted, self._counts)
+        owned = (
+            self._tile_floats,
+            self._tile_ints,
+            self._peaks,
+            self._raw_peaks,
+            self._lists,
+            self._adjusted,
+            self._counts,
+        )
         return sum(tensor.numel() * tensor.element_size() for tensor in owned)
 
     def sample(
@@ -154,8 +167,8 @@ class Sampler:
             self._adjusted,
             rows,
             table.records,
-            self._floats,
-            self._ints,
+            self._tile_floats,
+            self._tile_ints,
             self._peaks,
             self._raw_peaks,
             logits.stride(0),
@@ -177,8 +190,8 @@ class Sampler:
             self._adjusted,
             rows,
             table.records,
-            self._floats,
-            self._ints,
+            self._tile_floats,
+            self._tile_ints,
             self._peaks,
             self._lists,
             self.tokens,
@@ -201,7 +214,7 @@ class Sampler:
             logits,
             rows,
             table.records,
-            self._floats,
+            self._tile_floats,
             self._raw_peaks,
             self.tokens,
             self.logprobs,

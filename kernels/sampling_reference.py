@@ -19,7 +19,7 @@ _MASK32, _MASK64 = 2**32 - 1, 2**64 - 1
 def sample_reference(
     logits: Tensor, rows: Tensor, table: DeviceRows, allowed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, list[list[tuple[int, float]]]]:
-    """tokens (int64, -1 = none), the chosen token's log-probability (NaN where not asked for) and the best tokens with theirs, of each entry."""
+    """Of each entry: the token (int64, -1 = none), its log-probability (NaN where not asked for), the best tokens with theirs."""
     tokens = torch.full((len(rows),), -1, dtype=torch.int64)
     chosen = torch.full((len(rows),), math.nan, dtype=torch.float64)
     best: list[list[tuple[int, float]]] = [[] for _ in range(len(rows))]
@@ -83,10 +83,10 @@ def choose_reference(scores: Tensor, row: int, table: DeviceRows) -> int:
     share = kept.exp() / kept.exp().sum()
     if top_p < 1.0:
         least = kept[max(1, int((share.cumsum(0) - share < top_p).sum())) - 1]
-    least = max(float(least), number(table, row, row_table.LOG_MIN_P))
+    floor = max(float(least), number(table, row, row_table.LOG_MIN_P))
     seed = integer(table, row, row_table.SEED_LOW) & _MASK32 | integer(table, row, row_table.SEED_HIGH) << 32
     noisy = scores + gumbel_reference(seed, integer(table, row, row_table.LENGTH), vocab_size)
-    return int(torch.where(scores >= least, noisy, -math.inf).argmax())
+    return int(torch.where(scores >= floor, noisy, -math.inf).argmax())
 
 
 def gumbel_reference(seed: int, position: int, vocab_size: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The one pass over all logits: what each tile of a row knows, from which `sampling_choose` chooses.
 
-A program per (entry, tile): batch size does not change how a row is cut, so sums have the same bits in every batch. A tile leaves its largest
-logit and where that is, its sum of exponentials, its best noisy token, and whether it is finite; and the peak (largest logit) of each of its
-groups of GROUP tokens, by which a filter later finds the few groups that can hold what it keeps.
+A program per (entry, tile): batch size does not change how a row is cut, so sums have the same bits in every batch. A tile leaves its
+largest logit and where that is, its sum of exponentials, its best noisy token, and whether it is finite; and the peak (largest logit) of
+each of its groups of GROUP tokens, by which a filter later finds the few groups that can hold what it keeps.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ def scan_kernel(  # type: ignore[no-untyped-def]
     tl.store(own_ints + BAD * num_tiles, tl.max(bad.to(tl.int32), 0))
     raw = tl.where(inside, raw, float("-inf"))
     scores = raw
-    if ADJUST:
-        if is_adjusted(record):
-            scores = tl.load(adjusted + entry * vocab_size + token, mask=inside, other=float("-inf"))
+    changed = is_adjusted(record) if ADJUST else False
+    if changed:
+        scores = tl.load(adjusted + entry * vocab_size + token, mask=inside, other=float("-inf"))
     if REPORT:
         reported = wants_logprobs(record)
         if reported >= 0:

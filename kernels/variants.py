@@ -17,8 +17,8 @@ TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 class Variant:
     """name: unique, says the kernel and what is special about the variant.
 
-    types: one word for each argument that is no constant, in order: `*bf16` a pointer (always aligned to 16 bytes), `i32`, `i64` or `fp32` a
-    number; `i32:16` a number that 16 divides, which Triton compiles differently. constants: the tl.constexpr arguments.
+    types: one word for each argument that is no constant, in order: `*bf16` a pointer (always aligned to 16 bytes), `i32`, `i64` or `fp32`
+    a number; `i32:16` a number that 16 divides, which Triton compiles differently. constants: the tl.constexpr arguments.
     """
 
     name: str
@@ -36,7 +36,8 @@ class Variant:
             name: "constexpr" if name in self.constants else next(words, "missing").split(":")[0] for name in names
         }
         left = list(words)
-        assert "missing" not in found.values() and not left, f"{self.name}: {len(self.types.split())} types do not fit"
+        fits = "missing" not in found.values() and not left
+        assert fits, f"{self.name}: {len(self.types.split())} types for {names}"
         return found
 
     def attributes(self) -> dict[tuple[int], list[list[Any]]]:
