@@ -83,5 +83,10 @@ def check_range(field: str, value: float, low: float, high: float) -> None:
         raise KernelShapeError(field, f"must be from {low} to {high}, is {value}")
 
 
+def check_scale(scale: float) -> None:
+    """Of attention: the running maximum is taken before scaling, so the factor must not turn the order round."""
+    check_range("scale", scale, 1e-6, 1e6)
+
+
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

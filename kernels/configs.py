@@ -40,14 +40,14 @@ DECODE = {
     (1, 64): DecodeConfig(tile=128, num_warps=4, num_stages=3, programs_per_sm=2),
     (1, 128): DecodeConfig(tile=128, num_warps=4, num_stages=3, programs_per_sm=2),
     (1, 256): DecodeConfig(tile=64, num_warps=4, num_stages=3, programs_per_sm=2),
-    (2, 64): DecodeConfig(tile=128, num_warps=4, num_stages=3, programs_per_sm=2),
-    (2, 128): DecodeConfig(tile=64, num_warps=4, num_stages=3, programs_per_sm=2),
-    (2, 256): DecodeConfig(tile=32, num_warps=4, num_stages=3, programs_per_sm=2),
+    (2, 64): DecodeConfig(tile=128, num_warps=4, num_stages=4, programs_per_sm=2),
+    (2, 128): DecodeConfig(tile=64, num_warps=4, num_stages=4, programs_per_sm=2),
+    (2, 256): DecodeConfig(tile=32, num_warps=4, num_stages=4, programs_per_sm=2),
     (4, 64): DecodeConfig(tile=64, num_warps=4, num_stages=3, programs_per_sm=2),
     (4, 128): DecodeConfig(tile=32, num_warps=4, num_stages=3, programs_per_sm=2),
     (4, 256): DecodeConfig(tile=16, num_warps=4, num_stages=3, programs_per_sm=2),
 }
-# Prefill: 128 rows are two warp groups of 64 on Hopper. float32 is for checks, not for speed: it is multiplied exactly, without tensor cores.
+# Prefill: 128 rows are two warp groups of 64 on Hopper. float32 is for checks, not for speed: it is multiplied without tensor cores.
 PREFILL = {
     (1, 64): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
     (1, 128): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),

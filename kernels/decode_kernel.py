@@ -26,10 +26,10 @@ from llmos.kernels.decode_plan import (
     step_pages,
     unit_pages,
 )
-from llmos.kernels.tiles import dot, load_tile, log2_weights
+from llmos.kernels.tiles import accumulate, cap_scores, dot, load_tile, score_factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def decode_kernel(  # type: ignore[no-untyped-def]
     q,  # [batch, KV_HEADS * GROUPS, HEAD_DIM]
     k_pages,  # [num_pages, KV_HEADS, PAGE, HEAD_DIM]
@@ -205,8 +205,9 @@ def _attend(  # type: ignore[no-untyped-def]
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
 ):
-    """(maximum [BLOCK_M], sum of weights [BLOCK_M], weighted sum of V [BLOCK_M, BLOCK_D]), weights relative to the maximum."""
+    """(maximum [BLOCK_M], sum of weights [BLOCK_M], weighted sum of V [BLOCK_M, BLOCK_D]), weights are 2^(log2 - maximum)."""
     PARTS: tl.constexpr = PAGE // TILE
+    factor = score_factor(scale, HAS_SOFTCAP)
     maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
     attended = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
@@ -214,24 +215,24 @@ def _attend(  # type: ignore[no-untyped-def]
     # Only tiles in which something is visible, so the maximum is finite after the first.
     first_tile = tl.maximum(begin * PARTS, oldest // TILE)
     last_tile = tl.minimum(end * PARTS, (context + TILE - 1) // TILE)
+    # The next page's number is carried into the iteration that needs it: as an indirect load in one iteration it would take a stage of
+    # the pipeline away from K and V.
+    page = tl.load(table + first_tile // PARTS, mask=first_tile < last_tile, other=0).to(tl.int64)
     for tile in tl.range(first_tile, last_tile):
-        page = tl.load(table + tile // PARTS).to(tl.int64)
+        next_page = tl.load(table + tl.minimum(tile + 1, last_tile - 1) // PARTS).to(tl.int64)
         slot = tile % PARTS * TILE
         position = tile * TILE + tl.arange(0, TILE)
         visible = position < context
         k = load_tile(k_pages, page, k_page_stride, head, slot, visible, PAGE, TILE, HEAD_DIM, BLOCK_D, False)
         v = load_tile(v_pages, page, v_page_stride, head, slot, visible, PAGE, TILE, HEAD_DIM, BLOCK_D, True)
-        scores = log2_weights(dot(queries, tl.trans(k)), scale, softcap, HAS_SOFTCAP)
+        scores = dot(queries, tl.trans(k), tl.zeros([BLOCK_M, TILE], dtype=tl.float32))
+        scores = cap_scores(scores, scale, softcap, HAS_SOFTCAP)
         if HAS_WINDOW:
             visible = visible & (position >= oldest)
         scores = tl.where(visible[None, :], scores, float("-inf"))
-        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_maximum[:, None])
-        decay = tl.exp2(maximum - new_maximum)
-        total = total * decay + tl.sum(weights, 1)
-        attended = attended * decay[:, None] + dot(weights.to(v.dtype), v)
-        maximum = new_maximum
-    return maximum, total, attended
+        maximum, total, attended = accumulate(scores, v, maximum, total, attended, factor, False)
+        page = next_page
+    return maximum * factor, total, attended
 
 
 @triton.jit

@@ -29,10 +29,10 @@ MAX_BATCH = 4096
 
 # Columns of `programs`, 32 bytes each: one load tells a program where it starts.
 ENTRY, FIRST_UNIT, CONTEXT, ROW, SLICE_BEGIN, SLICE_END, TOTAL, ACTIVE = (tl.constexpr(i) for i in range(8))
-PROGRAM_COLUMNS = 8
+PROGRAM_COLUMNS = tl.constexpr(8)
 # Columns of `entries`.
 ENTRY_FIRST_UNIT, ENTRY_CONTEXT, ENTRY_ROW = (tl.constexpr(i) for i in range(3))
-ENTRY_COLUMNS = 4
+ENTRY_COLUMNS = tl.constexpr(4)
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def step_pages(pages, split_pages, MAX_SPLITS: tl.constexpr):  # type: ignore[no
     return tl.maximum(split_pages, (pages + MAX_SPLITS - 1) // MAX_SPLITS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _plan_kernel(  # type: ignore[no-untyped-def]
     rows,  # int32[batch]
     context,  # int32[batch]
@@ -67,8 +67,6 @@ def _plan_kernel(  # type: ignore[no-untyped-def]
     NUM_PROGRAMS: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_PROGRAMS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PROGRAM_COLUMNS: tl.constexpr,
 ):
     """One program: sums up the units, then each program's slice finds its first entry by bisection."""
     entry = tl.arange(0, BLOCK_BATCH)
@@ -78,9 +76,9 @@ def _plan_kernel(  # type: ignore[no-untyped-def]
     units = tl.where(inside, unit_pages(length, window, PAGE) * KV_HEADS, 0)
     first_unit = tl.cumsum(units, 0) - units
     total = tl.sum(units, 0)
-    tl.store(entries + entry * COLUMNS + ENTRY_FIRST_UNIT, first_unit, mask=inside)
-    tl.store(entries + entry * COLUMNS + ENTRY_CONTEXT, length, mask=inside)
-    tl.store(entries + entry * COLUMNS + ENTRY_ROW, row, mask=inside)
+    tl.store(entries + entry * ENTRY_COLUMNS + ENTRY_FIRST_UNIT, first_unit, mask=inside)
+    tl.store(entries + entry * ENTRY_COLUMNS + ENTRY_CONTEXT, length, mask=inside)
+    tl.store(entries + entry * ENTRY_COLUMNS + ENTRY_ROW, row, mask=inside)
     tl.debug_barrier()
 
     active = tl.minimum(tl.maximum(total // min_pages, 1), NUM_PROGRAMS)
@@ -96,9 +94,9 @@ def _plan_kernel(  # type: ignore[no-untyped-def]
             if (width >> bit) > 0:
                 candidate = found + (width >> bit)
                 known = candidate < batch
-                unit = tl.load(entries + candidate * COLUMNS + ENTRY_FIRST_UNIT, mask=known, other=0)
+                unit = tl.load(entries + candidate * ENTRY_COLUMNS + ENTRY_FIRST_UNIT, mask=known, other=0)
                 found = tl.where(known & (unit <= begin), candidate, found)
-        own = entries + found * COLUMNS
+        own = entries + found * ENTRY_COLUMNS
         record = programs + program * PROGRAM_COLUMNS
         tl.store(record + ENTRY, found, mask=exists)
         tl.store(record + FIRST_UNIT, tl.load(own + ENTRY_FIRST_UNIT), mask=exists)
@@ -151,8 +149,8 @@ class DecodePlan:
         groups = num_heads // num_kv_heads
         num_partials = max_batch * num_kv_heads * max_splits if deterministic else 2 * num_programs
         integers = {"dtype": torch.int32, "device": device}
-        self.entries = torch.zeros(max_batch, ENTRY_COLUMNS, **integers)
-        self.programs = torch.zeros(num_programs, PROGRAM_COLUMNS, **integers)
+        self.entries = torch.zeros(max_batch, ENTRY_COLUMNS.value, **integers)
+        self.programs = torch.zeros(num_programs, PROGRAM_COLUMNS.value, **integers)
         self.counters = torch.zeros(max_batch * num_kv_heads, **integers)
         self.partials = torch.empty(num_partials, groups, head_dim, dtype=torch.float32, device=device)
         self.stats = torch.empty(num_partials, 2, groups, dtype=torch.float32, device=device)  # maximum, sum
@@ -184,8 +182,6 @@ class DecodePlan:
             NUM_PROGRAMS=self.num_programs,
             BLOCK_BATCH=max(16, triton.next_power_of_2(self.batch)),
             BLOCK_PROGRAMS=128,
-            COLUMNS=ENTRY_COLUMNS,
-            PROGRAM_COLUMNS=PROGRAM_COLUMNS,
             num_warps=4,
         )
 

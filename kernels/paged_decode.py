@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
-from llmos.kernels.checks import FLOATS, INT32, Arguments, check_one_of, check_range
+from llmos.kernels.checks import FLOATS, INT32, Arguments, check_one_of, check_range, check_scale
 from llmos.kernels.configs import decode_config
 from llmos.kernels.decode_kernel import decode_kernel
 from llmos.kernels.decode_plan import DecodePlan
@@ -44,7 +44,7 @@ def paged_decode(
     window: the plan's. softcap: 0, or scores become softcap * tanh(score / softcap).
     The caller vouches for values: 0 <= context <= max_pages * page_size, pages in range, `plan.prepare` before the first layer.
     """
-    sizes = _check(q, k_pages, v_pages, page_table, rows, context, window, softcap, plan, out)
+    sizes = _check(q, k_pages, v_pages, page_table, rows, context, scale, window, softcap, plan, out)
     page_size, head_dim = sizes["page_size"], sizes["head_dim"]
     groups, block_d = sizes["heads"] // sizes["kv_heads"], triton.next_power_of_2(head_dim)
     merge_groups = triton.next_power_of_2(groups)
@@ -87,6 +87,7 @@ def paged_decode(
         MERGE_PARTS=max(1, _MERGE_ELEMENTS // (merge_groups * block_d)),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        enable_fp_fusion=False,
     )
     return out
 
@@ -98,6 +99,7 @@ def _check(
     page_table: Tensor,
     rows: Tensor,
     context: Tensor,
+    scale: float,
     window: int,
     softcap: float,
     plan: DecodePlan,
@@ -118,6 +120,7 @@ def _check(
     sizes.tensor("rows", rows, "batch", INT32)
     sizes.tensor("context", context, "batch", INT32)
     sizes.tensor("out", out, "batch heads head_dim", (q.dtype,))
+    check_scale(scale)
     check_one_of("window", window, (plan.window,))
     check_range("softcap", softcap, 0.0, 1e6)
     return sizes

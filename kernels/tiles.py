@@ -11,24 +11,48 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def dot(a, b):  # type: ignore[no-untyped-def]
-    """a @ b in float32; float32 operands are not rounded to TF32."""
+def dot(a, b, acc):  # type: ignore[no-untyped-def]
+    """acc + a @ b in float32; float32 operands are not rounded to TF32."""
     if INTERPRETED and a.dtype == tl.bfloat16:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     else:
-        return tl.dot(a, b, input_precision="ieee")
+        return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
-def log2_weights(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Scores q.k as base-2 logarithms of unnormalised weights. The scale is applied in float32 here: q scaled beforehand would be
-    rounded to 16 bits a second time."""
+def score_factor(scale, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What scores are multiplied with to be base-2 logarithms of weights. It is applied in float32, as part of the exponential: q
+    scaled beforehand would be rounded to 16 bits a second time."""
+    if HAS_SOFTCAP:
+        return 1.0
+    else:
+        return scale * LOG2_E
+
+
+@triton.jit
+def cap_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-untyped-def]
     if HAS_SOFTCAP:
         # tanh(x) = 1 - 2 / (exp(2x) + 1) goes to -1 and 1 at the ends without overflow.
         doubled = tl.exp2(scores * (scale * 2.0 * LOG2_E / softcap))
         return (softcap * LOG2_E) * (1.0 - 2.0 / (doubled + 1.0))
     else:
-        return scores * (scale * LOG2_E)
+        return scores
+
+
+@triton.jit
+def accumulate(scores, v, maximum, total, attended, factor, MAY_BE_HIDDEN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One step of the running softmax. Tiles that are hidden from a row (scores of -inf) change nothing for it, not a bit, once it has
+    seen something; before that, MAY_BE_HIDDEN is needed. The multiply-add is explicit and kernels are compiled without others
+    (enable_fp_fusion=False), so that the same numbers come out of every loop and variant."""
+    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+    base = new_maximum
+    if MAY_BE_HIDDEN:
+        base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    weights = tl.exp2(tl.fma(scores, factor, -(base * factor)[:, None]))
+    decay = tl.exp2((maximum - base) * factor)
+    total = total * decay + tl.sum(weights, 1)
+    attended = dot(weights.to(v.dtype), v, attended * decay[:, None])
+    return new_maximum, total, attended
 
 
 @triton.jit
