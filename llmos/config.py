@@ -181,7 +181,10 @@ class ModelConfig:
         high=65_536,
     )
     memory_share: float = key(
-        0.9, "Share of the GPU's memory that is free after the weights, to be used if kv_cache_gib is 0.", low=0.01, high=1
+        0.9,
+        "Share of the GPU's memory that is free after the weights, to be used if kv_cache_gib is 0.",
+        low=0.01,
+        high=1,
     )
     host_cache_gib: float = key(
         0.0,

@@ -13,6 +13,7 @@ from llmos.errors import ConfigError
 from llmos.protocol.codec import pack_i32, unpack_i32
 from llmos.protocol.messages import RowAdd, StepPlan
 from llmos.protocol.params import SamplingParams
+from llmos.services.executor.cuda.device import Device
 from llmos.services.executor.cuda.kv_pool import POISON_VARIABLE
 
 pytestmark = pytest.mark.slow
@@ -130,7 +131,10 @@ def test_rows_stop_on_the_device():
     backend = open_device(directory)
     stopping = SamplingParams(seed=0, temperature=0.0, stop_token_ids=(expected[1],))
     short = SamplingParams(seed=0, temperature=0.0, max_tokens=2)
-    adds = [RowAdd(row, row, pack_i32(prompt(5)), 5, 0, pack_i32([row]), params) for row, params in enumerate((stopping, short))]
+    adds = [
+        RowAdd(row, row, pack_i32(prompt(5)), 5, 0, pack_i32([row]), params)
+        for row, params in enumerate((stopping, short))
+    ]
     backend.submit(StepPlan(1, 1, b"", tuple(adds), b"", pack_i32([0, 0, 5, 1, 1, 0, 5, 1]), b""))
     backend.submit(StepPlan(1, 2, b"", (), b"", b"", pack_i32([0, 1])))
     outputs = [backend.collect()]
@@ -146,7 +150,9 @@ def test_a_look_behind_the_newest_token_is_noticed_by_poison(monkeypatch):
     _, directory = saved_model("llama-tied")
     backend = open_device(directory)
     attend = backend.ops.paged_decode
-    monkeypatch.setattr(backend.ops, "paged_decode", lambda q, i, rows, context, out: attend(q, i, rows, context + 1, out))
+    monkeypatch.setattr(
+        backend.ops, "paged_decode", lambda q, i, rows, context, out: attend(q, i, rows, context + 1, out)
+    )
     driver = PlanDriver(backend)
     seq = driver.add(prompt(9), 5)
     driver.run()
@@ -194,6 +200,4 @@ def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="kv_cache_gib"):
         open_device(directory, num_pages=0, kv_cache_gib=1e-6)
     with pytest.raises(ConfigError, match="no GPU"):
-        from llmos.services.executor.cuda.device import Device
-
         Device("cuda")

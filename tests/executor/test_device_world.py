@@ -1,4 +1,4 @@
-"""The real microkernel over the CUDA backend on the CPU, two steps ahead, with too few pages and poisoned ones: streams equal transformers'."""
+"""The real microkernel over the CUDA backend on the CPU, two steps ahead, with too few and poisoned pages: transformers' streams."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ def until_stop(tokens: list[int], stops: tuple[int, ...]) -> list[int]:
 def test_a_crowd_on_few_pages(host_pages, monkeypatch):
     monkeypatch.setenv(POISON_VARIABLE, "1")
     model, directory = saved_model("llama-tied")
-    world = DeviceWorld(directory, num_pages=17, host_pages=host_pages, max_rows=6, max_step_tokens=40, prefix_cache=True)
+    world = DeviceWorld(
+        directory, num_pages=17, host_pages=host_pages, max_rows=6, max_step_tokens=40, prefix_cache=True
+    )
     lengths = (30, 9, 30, 14, 21, 45, 3)
     stops = (generate(model, prompt(14), NEW_TOKENS)[14 + 7], 11)
     rids = [
-        world.submit(prompt(length), max_tokens=NEW_TOKENS, stop_token_ids=stops if i % 2 else ()) for i, length in enumerate(lengths)
+        world.submit(prompt(length), max_tokens=NEW_TOKENS, stop_token_ids=stops if i % 2 else ())
+        for i, length in enumerate(lengths)
     ]
     for _ in range(4):
         world.step()

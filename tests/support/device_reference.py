@@ -53,7 +53,9 @@ class DeviceExecutor:
 class DeviceWorld(World):
     """The real microkernel over a backend with a small model."""
 
-    def __init__(self, directory: Path, *, host_pages: int = 0, num_pages: int = 64, page_size: int = 8, **options) -> None:
+    def __init__(
+        self, directory: Path, *, host_pages: int = 0, num_pages: int = 64, page_size: int = 8, **options
+    ) -> None:
         super().__init__(num_pages, page_size, host_pages=host_pages, **options)
         rows, tokens = self.shape[2:4]
         gib = host_pages * 3 * 2 * 2 * page_size * 12 * 4 / 2**30 + 1e-9

@@ -11,8 +11,9 @@ A row that met a stop token or its last length is stopped on the device and comp
 whose logits are not finite fails alone.
 
 Deterministic mode: a sequence gets the same tokens and log-probabilities, to the bit, whatever else is in its batch, however its prompt is
-cut into chunks, and whether it was preempted and computed again. Products sum in a fixed order, and each prompt token attends like a
-decode entry, with cuts that follow from its own context. It costs prompts most: their attention reads all earlier KV per token.
+cut into chunks, and whether it was preempted and computed again. Products sum in a fixed order (`kernels/fixed_matmul.py`), and decode
+attends with the prefill kernel, which computes the same bits for a token in a prompt and alone. It costs time: those products are not the
+library's, and the context of a sequence that decodes is walked by one program per KV head instead of many.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from llmos.protocol.messages import StepPlan
 
 WINDOW = 2
-DETERMINISTIC_STEP_TOKENS = 512  # each is a decode entry with a work space of its own
 _LOOK_S = 20e-6
 
 
@@ -61,15 +61,14 @@ class CudaBackend:
         spec, context = weights.spec, min(max_context, pool.num_pages * pool.page_size)
         max_tokens = limits.max_step_tokens
         self.device, self.pool, self.work = device, pool, work
-        self.deterministic = deterministic
         self.rows = RowTable(limits.max_rows, context, pool.page_size, pool.num_pages)
         self.table = row_table_for(device, limits.max_rows, context, pool.page_size)
         cos_sin = position_table(device, weights.rope, context + 1)
         shared = Context(device, spec, self.table, pool, cos_sin)
-        self.ops = open_operations(shared, limits.max_rows, max_tokens, deterministic=deterministic)
-        self.inputs = StepInputs(device, limits.max_rows, max_tokens, self.window)
+        self.ops = open_operations(shared, limits.max_rows)
+        self.inputs = StepInputs(device, limits.max_rows, self.window)
         product = choose_product(device, deterministic=deterministic)
-        self.model = DeviceModel(weights, self.ops, product, work, self.inputs)
+        self.model = DeviceModel(weights, self.ops, product, work, self.inputs, deterministic=deterministic)
         self.graphs = DecodeGraphs(device, self.model, self.inputs.decode_rows)
         self._diff = RowDiff(self.table, self.rows.sampling)
         self._slots = [ResultSlot(device, limits.max_rows) for _ in range(self.window)]
@@ -100,7 +99,7 @@ class CudaBackend:
         work = self.rows.apply(plan)
         slot = self._submitted % self.window
         self._submitted += 1
-        shape, upload = self.inputs.write(slot, work, self._diff.write(plan), token_rows=self.deterministic)
+        shape, upload = self.inputs.write(slot, work, self._diff.write(plan))
         sampling = np.concatenate((work.decode, [chunk.row for chunk in work.chunks if chunk.sample])).astype(np.int64)
         columns = self.rows.sampling
         logprobs = columns.logprobs[sampling]
@@ -146,7 +145,14 @@ class CudaBackend:
             step.failed += [row for row in bad if row in step.rows]
 
     def _compute(
-        self, moves: PageMoves, work: Work, shape: StepShape, upload: Upload, result: ResultSlot, adjust: bool, report: bool
+        self,
+        moves: PageMoves,
+        work: Work,
+        shape: StepShape,
+        upload: Upload,
+        result: ResultSlot,
+        adjust: bool,
+        report: bool,
     ) -> None:
         """Device work: a whole step."""
         self.pool.move(moves)
@@ -155,19 +161,15 @@ class CudaBackend:
             self.ops.apply_diff(upload.diff)
         self.pool.poison(work.fresh_pages, work.stale_slots)
         if shape.num_chunks:
-            self.model.mixed(shape, adjust=adjust, report=report, deterministic=self.deterministic)
+            self.model.mixed(shape, adjust=adjust, report=report)
         elif shape.num_decodes:
             self.graphs.run(shape.num_decodes, adjust=adjust, report=report)
         if shape.num_samples:
             result.fetch(self.work, self.ops, shape.num_samples, report=report)
 
 
-def check_window(limits: Limits, deterministic: bool) -> Limits:
-    """Deterministic mode takes smaller steps."""
+def check_limits(limits: Limits) -> None:
+    """A step must be able to hold a token of every row."""
     if limits.max_step_tokens < limits.max_rows:
         text = f"max_step_tokens ({limits.max_step_tokens}) is below max_rows ({limits.max_rows})"
         raise ConfigError(text, field="max_step_tokens")
-    if not deterministic:
-        return limits
-    return Limits(limits.max_rows, min(limits.max_step_tokens, max(DETERMINISTIC_STEP_TOKENS, limits.max_rows)))
-

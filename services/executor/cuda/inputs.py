@@ -1,10 +1,10 @@
 """What the host sends before a step: pinned memory, one layout on both sides.
 
-    decode rows | chunk rows | chunk starts | chunk lengths | chunk positions | rows to sample | tokens to sample | token rows
+    decode rows | chunk rows | chunk starts | chunk lengths | chunk positions | rows to sample | tokens to sample
 
 All int32. The rows that decode are entries [0, num_decodes) of the batch, -1 behind them; chunk i fills the batch from `starts[i]` on; a
 sampling chunk's last token is in `tokens to sample` and its row in `rows to sample`, behind the decode entries, which sample in place.
-`token rows`, the row of each token of the batch, is used in deterministic mode only. The device keeps what was sent, so a step that
+The device keeps what was sent, so a step that
 repeats the one before sends nothing. A diff, what changes the row table (`llmos.kernels.row_table`), has a buffer of its own, which grows
 when a step brings more prompts than any before; nothing that is captured reads it.
 
@@ -53,23 +53,30 @@ class Upload:
 class StepInputs:
     """Both sides of the layout. `write` on the host, then `Upload.send` in the device's queue."""
 
-    def __init__(self, device: Device, max_rows: int, max_tokens: int, num_slots: int) -> None:
+    def __init__(self, device: Device, max_rows: int, num_slots: int) -> None:
         self._device, self._max_rows, self._num_slots = device, max_rows, num_slots
-        self._fixed = device.empty(7 * max_rows + max_tokens, dtype=torch.int32)
+        self._fixed = device.empty(7 * max_rows, dtype=torch.int32)
         self._fixed_staging = [device.pinned(len(self._fixed), dtype=torch.int32) for _ in range(num_slots)]
         self._sent: Ints = np.zeros(0, dtype=np.int32)  # the fixed part as the device has it
         self._retired: list[Tensor] = []  # diff buffers that steps in flight may still use
         self._make_diff(_FIRST_DIFF)
         parts = [self._fixed[i * max_rows : (i + 1) * max_rows] for i in range(7)]
-        self.decode_rows, self.chunk_rows, self.q_start, self.q_len, self.q_pos, self.sample_rows, self.sample_tokens = parts
-        self.token_rows = self._fixed[7 * max_rows :]
+        (
+            self.decode_rows,
+            self.chunk_rows,
+            self.q_start,
+            self.q_len,
+            self.q_pos,
+            self.sample_rows,
+            self.sample_tokens,
+        ) = parts
 
     def chunks(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.chunk_rows[:count], self.q_start[:count], self.q_len[:count], self.q_pos[:count]
 
-    def write(self, slot: int, work: Work, diff: Tensor | None, *, token_rows: bool) -> tuple[StepShape, Upload]:
+    def write(self, slot: int, work: Work, diff: Tensor | None) -> tuple[StepShape, Upload]:
         """Lay a step out in staging memory."""
-        fixed, shape = self._lay_out(work, token_rows)
+        fixed, shape = self._lay_out(work)
         copies = []
         if not np.array_equal(fixed, self._sent):
             self._sent = fixed
@@ -89,7 +96,7 @@ class StepInputs:
         self._diff = self._device.empty(words, dtype=torch.int32)
         self._diff_staging = [self._device.pinned(words, dtype=torch.int32) for _ in range(self._num_slots)]
 
-    def _lay_out(self, work: Work, with_token_rows: bool) -> tuple[Ints, StepShape]:
+    def _lay_out(self, work: Work) -> tuple[Ints, StepShape]:
         rows, decodes, chunks = self._max_rows, work.decode.size, work.chunks
         fixed = np.zeros(len(self._fixed), dtype=np.int32)
         fixed[:decodes] = work.decode
@@ -99,8 +106,6 @@ class StepInputs:
             fixed[[rows + index, 2 * rows + index, 3 * rows + index, 4 * rows + index]] = (
                 chunk.row, total, chunk.length, chunk.start,
             )  # fmt: skip
-            if with_token_rows:
-                fixed[7 * rows + total : 7 * rows + total + chunk.length] = chunk.row
             total += chunk.length
             if chunk.sample:
                 fixed[5 * rows + samples], fixed[6 * rows + samples] = chunk.row, total - 1

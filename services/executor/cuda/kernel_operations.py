@@ -1,4 +1,4 @@
-"""`operations.Operations` by our Triton kernels. Imports them all: on a CPU that needs TRITON_INTERPRET=1."""
+"""`operations.Operations` by our Triton kernels. Imports them all: on a CPU they need Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ Chunks = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class KernelOperations:
-    """One decode plan per window that the model has; deterministic mode decodes prompts too, so its plans are as large as a step."""
+    """One decode plan per window that the model has."""
 
-    def __init__(self, context: Context, max_rows: int, max_tokens: int, *, deterministic: bool) -> None:
+    def __init__(self, context: Context, max_rows: int) -> None:
         spec, device = context.spec, context.device.device
         self._context, self._table, self._spec = context, context.table, spec
         dtype = context.pages.k_pages[0].dtype
         self.plans = {
             window: DecodePlan(
                 device,
-                max_tokens if deterministic else max_rows,
+                max_rows,
                 num_heads=spec.num_heads,
                 num_kv_heads=spec.num_kv_heads,
                 head_dim=spec.head_dim,
                 page_size=context.pages.page_size,
                 num_programs=decode_programs(device, spec.head_dim, dtype),
                 window=window,
-                deterministic=deterministic,
             )
             for window in sorted(set(spec.windows))
         }

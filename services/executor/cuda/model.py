@@ -2,8 +2,8 @@
 
 A step's batch is `num_decodes` entries of one token each, then the tokens of prompt chunks. Projections and norms take all of them at
 once, attention is two launches over disjoint parts. Only tokens that are sampled go through the last norm and the output matrix.
-Deterministic mode: attention treats each prompt token as a decode entry of its own, so that a token's numbers do not depend on
-whether it came with a prompt, in which piece, or was sampled.
+Deterministic mode: a decode entry attends as a prompt chunk of one token, because the prefill kernel computes the same bits for a token
+however it came: with a prompt, in whichever piece, or sampled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from llmos.services.executor.cuda.operations import Operations
 from llmos.services.executor.cuda.products import DeviceLinear, Product
 from llmos.services.executor.cuda.workspace import Workspace
 from llmos.services.executor.models.decoder import Decoder, Layer
-
 
 Chunks = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -36,8 +35,12 @@ class Batch:
 class DeviceModel:
     """Forward passes. `weights`: a decoder whose linear layers are `DeviceLinear`; its own arithmetic is not used."""
 
-    def __init__(self, weights: Decoder, ops: Operations, product: Product, work: Workspace, inputs: StepInputs) -> None:
+    def __init__(
+        self, weights: Decoder, ops: Operations, product: Product, work: Workspace, inputs: StepInputs,
+        *, deterministic: bool,
+    ) -> None:  # fmt: skip
         self.spec = weights.spec
+        self._deterministic = deterministic
         self.weights, self._ops, self._product = weights, ops, product
         self._work, self._inputs = work, inputs
 
@@ -46,12 +49,10 @@ class DeviceModel:
         work, ops = self._work, self._ops
         self._prepare_decode(batch)
         self._layers(Batch(batch, work.active[:batch], work.context[:batch], None))
-        ops.add_rms_norm(
-            work.projected[:batch], work.hidden[:batch], self.weights.norm, work.last_normed[:batch]
-        )
+        ops.add_rms_norm(work.projected[:batch], work.hidden[:batch], self.weights.norm, work.last_normed[:batch])
         self._sample(batch, adjust=adjust, report=report)
 
-    def mixed(self, shape: StepShape, *, adjust: bool, report: bool, deterministic: bool) -> None:
+    def mixed(self, shape: StepShape, *, adjust: bool, report: bool) -> None:
         """Decode rows and prompt chunks together. Launches depend on the shape, so this is not captured."""
         work, ops, inputs = self._work, self._ops, self._inputs
         decodes, tokens, samples = shape.num_decodes, shape.num_tokens, shape.num_samples
@@ -59,12 +60,7 @@ class DeviceModel:
             self._prepare_decode(decodes)
         chunks = inputs.chunks(shape.num_chunks)
         ops.prepare_prefill(chunks, work.token_ids[:tokens], work.positions[:tokens], work.slots[:tokens])
-        if deterministic:
-            inputs.token_rows[:decodes].copy_(work.active[:decodes])
-            torch.add(work.positions[decodes:tokens], 1, out=work.context[decodes:tokens])
-            self._layers(Batch(tokens, inputs.token_rows[:tokens], work.context[:tokens], None))
-        else:
-            self._layers(Batch(tokens, work.active[:decodes], work.context[:decodes], chunks))
+        self._layers(Batch(tokens, work.active[:decodes], work.context[:decodes], chunks))
         if not samples:
             return
         work.active[decodes:samples].copy_(inputs.sample_rows[decodes:samples])
@@ -88,7 +84,9 @@ class DeviceModel:
         work, ops, product, tokens = self._work, self._ops, self._product, batch.tokens
         hidden, normed, projected = work.hidden[:tokens], work.normed[:tokens], work.projected[:tokens]
         torch.index_select(self.weights.embedding, 0, work.token_ids[:tokens], out=hidden)
-        if len(batch.rows):
+        if self._deterministic:
+            torch.clamp(batch.context, max=1, out=work.lengths[: len(batch.rows)])
+        elif len(batch.rows):
             ops.plan_decode(batch.rows, batch.context)
         for index, layer in enumerate(self.weights.layers):
             if index:
@@ -109,7 +107,10 @@ class DeviceModel:
         q, out = qkv[:, : self.spec.num_heads], work.attended[:tokens]
         norms = (layer.q_norm, layer.k_norm) if layer.q_norm is not None and layer.k_norm is not None else None
         ops.rope_and_write(qkv, work.positions[:tokens], work.slots[:tokens], index, norms, q)
-        if decodes:
+        if decodes and self._deterministic:
+            singles = (batch.rows, work.order[:decodes], work.lengths[:decodes], work.positions[:decodes])
+            ops.paged_prefill(q[:decodes], index, singles, out[:decodes])
+        elif decodes:
             ops.paged_decode(q[:decodes], index, batch.rows, batch.context, out[:decodes])
         if batch.chunks is not None:
             ops.paged_prefill(q, index, batch.chunks, out)

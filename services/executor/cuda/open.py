@@ -9,7 +9,7 @@ import torch
 from llmos.config import ModelConfig
 from llmos.errors import ConfigError
 from llmos.services.executor.backend import Limits, Tick
-from llmos.services.executor.cuda.backend import CudaBackend, check_window
+from llmos.services.executor.cuda.backend import CudaBackend, check_limits
 from llmos.services.executor.cuda.device import Device
 from llmos.services.executor.cuda.kv_pool import KVPool, fitting, page_bytes
 from llmos.services.executor.cuda.products import DeviceLinear
@@ -27,7 +27,9 @@ def open_cuda(
     model: ModelConfig, directory: Path, limits: Limits, tick: Tick, *, device_name: str = "cuda"
 ) -> CudaBackend:
     """Load a model; raises `ModelError`, or `ConfigError` for settings that it can not have. On the device "cpu" this is for tests."""
-    from llmos.services.executor.loader import load_decoder  # reads safetensors, which a benchmark with random weights need not have
+    from llmos.services.executor.loader import (
+        load_decoder,
+    )  # reads safetensors, which a benchmark with random weights need not have
 
     device = Device(device_name)
     spec = read_spec(directory)
@@ -38,7 +40,7 @@ def open_cuda(
 
 def build(model: ModelConfig, device: Device, weights: Decoder, limits: Limits, max_context: int) -> CudaBackend:
     """A backend around weights that are on the device."""
-    limits = check_window(limits, model.deterministic)
+    check_limits(limits)
     spec, dtype, page_size = weights.spec, weights.embedding.dtype, model.page_size or PAGE_SIZE
     try:
         work = Workspace(device, spec, limits.max_step_tokens, limits.max_rows, dtype)
@@ -60,4 +62,3 @@ def _fitting_pages(
     tables = 4 * limits.max_rows * (2 * max_context + 4096) + 4 * max_context * spec.head_dim
     sampling = 12 * limits.max_rows * spec.vocab_size
     return fitting("memory_share", model.memory_share * device.free_bytes() - tables - sampling - _MARGIN_BYTES, each)
-

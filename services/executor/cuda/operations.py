@@ -1,8 +1,8 @@
 """Which code computes a step's small operations: Triton kernels, or the plain-torch definitions beside them.
 
-Kernels run on a GPU, and on a CPU where TRITON_INTERPRET=1 is set; elsewhere the references do the same work, slowly, in float64 inside.
-This is the only file that chooses. Matrix products are torch's own in both cases (`products.py`). Nothing here allocates on a GPU, but for
-what the kernels' own work spaces took when this was made.
+Kernels run on a GPU, and on a CPU where LLMOS_KERNELS=interpret is set (and TRITON_INTERPRET=1, which Triton itself reads when it is
+imported); elsewhere the references do the same work, slowly, in float64 inside. This is the only file that chooses. Matrix products are
+torch's own in both cases (`products.py`). Nothing here allocates on a GPU, but for the work spaces that are made with it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from llmos.kernels.row_table import DeviceRows
 from llmos.services.executor.cuda.device import Device
 from llmos.services.executor.spec import ModelSpec
 
+KERNELS_VARIABLE = "LLMOS_KERNELS"
 MAX_TOP = 20  # best tokens whose log-probabilities can be reported, as in `llmos.protocol.limits`
 
 
@@ -84,14 +85,14 @@ class Context:
         self.scale = 1.0 / math.sqrt(spec.head_dim)
 
 
-def open_operations(context: Context, max_rows: int, max_tokens: int, *, deterministic: bool) -> Operations:
+def open_operations(context: Context, max_rows: int) -> Operations:
     """Kernels where they can run, else references."""
-    if context.device.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
-        return _open_kernels(context, max_rows, max_tokens, deterministic)
+    if context.device.is_cuda or os.environ.get(KERNELS_VARIABLE) == "interpret":
+        return _open_kernels(context, max_rows)
     return ReferenceOperations(context, max_rows)
 
 
-def _open_kernels(context: Context, max_rows: int, max_tokens: int, deterministic: bool) -> Operations:
+def _open_kernels(context: Context, max_rows: int) -> Operations:
     from llmos.kernels.decode_plan import HEAD_DIMS, MAX_GROUPS, PAGE_SIZES
     from llmos.services.executor.cuda.kernel_operations import KernelOperations
 
@@ -104,7 +105,7 @@ def _open_kernels(context: Context, max_rows: int, max_tokens: int, deterministi
     if size not in PAGE_SIZES:
         sizes = ", ".join(map(str, PAGE_SIZES))
         raise ModelError(f"page_size {size}: the attention kernels have {sizes}", field="page_size")
-    return KernelOperations(context, max_rows, max_tokens, deterministic=deterministic)
+    return KernelOperations(context, max_rows)
 
 
 class ReferenceOperations:
@@ -196,7 +197,9 @@ class ReferenceOperations:
         from llmos.kernels.sampling_reference import sample_reference
 
         if not adjust:
-            assert not self._table.records[rows[rows >= 0].long(), row_table.ADJUSTED].any(), "rows ask for changed logits"
+            assert not self._table.records[rows[rows >= 0].long(), row_table.ADJUSTED].any(), (
+                "rows ask for changed logits"
+            )
         tokens, logprobs, best = sample_reference(logits, rows, self._table)
         out.copy_(tokens)
         if report:

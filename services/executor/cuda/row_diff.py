@@ -62,4 +62,3 @@ class RowDiff:
             stops=params.stop_token_ids,
             biases=params.logit_bias,
         )
-

@@ -25,6 +25,7 @@ class Workspace:
         heads = spec.num_heads + 2 * spec.num_kv_heads
         self.tokens, self.rows = tokens, rows
         self.token_ids, self.positions, self.context, self.active = ints(tokens), ints(tokens), ints(tokens), ints(rows)
+        self.lengths, self.order = ints(rows), torch.arange(rows, dtype=torch.int32, device=device.device)
         self.slots = device.empty(tokens, dtype=torch.int64)
         self.hidden, self.normed, self.projected = (floats(tokens, spec.hidden_size) for _ in range(3))
         self.qkv = floats(tokens, heads, spec.head_dim)
@@ -38,4 +39,6 @@ class Workspace:
 
     @property
     def num_bytes(self) -> int:
-        return sum(value.numel() * value.element_size() for value in vars(self).values() if isinstance(value, torch.Tensor))
+        return sum(
+            value.numel() * value.element_size() for value in vars(self).values() if isinstance(value, torch.Tensor)
+        )
