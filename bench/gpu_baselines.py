@@ -123,7 +123,8 @@ def _config(shape: ModelShape) -> Any:
 
     return Qwen3Config(
         hidden_size=shape.hidden, num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim, intermediate_size=shape.ffn, vocab_size=shape.vocab, tie_word_embeddings=True, max_position_embeddings=4096,
+        head_dim=shape.head_dim, intermediate_size=shape.ffn, vocab_size=shape.vocab, tie_word_embeddings=True,
+        max_position_embeddings=4096,
         bos_token_id=None, eos_token_id=None, dtype="bfloat16",
     )  # fmt: skip
 

@@ -176,12 +176,16 @@ def open_engine(
         max_context=max_context, tie_embeddings=shape.tied, qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=shape.qk_norm,
         rope=RopeSpec("default", 1e6), windows=(0,) * shape.layers, dtype="bfloat16",
     )  # fmt: skip
-    with torch.inference_mode():
+    device = Device(world.device)
+    with torch.inference_mode(), device.stream():
         weights = Decoder(spec, RandomWeights(world.device, dtype), dtype, DeviceLinear, lambda: None)
         config = ModelConfig("bench", backend="cuda", page_size=page_size, num_pages=num_pages)
-        backend = build(config, Device(world.device), weights, Limits(max_rows, step_tokens), max_context)
+        backend = build(config, device, weights, Limits(max_rows, step_tokens), max_context)
         for page in range(0, num_pages, 256):
             backend.pool.storage[page : page + 256].normal_()
+    started = time.perf_counter()
+    backend.warm_up(lambda: None)
+    say(f"  {shape.name}: kernels compiled and first graphs captured in {time.perf_counter() - started:.1f} s")
     return backend
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 from cpu_reference import check_logprobs, generate, open_cpu, prompt, saved_model
 from device_reference import open_device, open_poisoned_device
 from plan_driver import PlanDriver, Seq
@@ -13,7 +16,7 @@ from llmos.errors import ConfigError
 from llmos.protocol.codec import pack_i32, unpack_i32
 from llmos.protocol.messages import RowAdd, StepPlan
 from llmos.protocol.params import SamplingParams
-from llmos.services.executor.cuda.device import Device
+from llmos.services.executor.cuda.device import Device, fatal_errors
 from llmos.services.executor.cuda.kv_pool import POISON_VARIABLE
 
 pytestmark = pytest.mark.slow
@@ -191,6 +194,23 @@ def test_deterministic_mode_is_the_same_to_the_bit(dtype):
     crowd.run()
     assert seq.tokens == expected.tokens
     assert seq.logprobs == expected.logprobs
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), torch.OutOfMemoryError("no")])
+def test_an_error_of_the_device_ends_the_process(error, monkeypatch):
+    """Whoever goes on with a broken context gives wrong answers; another error is passed on."""
+
+    class EndedError(Exception):
+        pass
+
+    def leave(code: int) -> None:
+        raise EndedError(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(EndedError, match="70"), fatal_errors():
+        raise error
+    with pytest.raises(RuntimeError, match="ours"), fatal_errors():
+        raise RuntimeError("ours")
 
 
 def test_settings_that_do_not_fit_are_refused():

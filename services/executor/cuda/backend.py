@@ -18,6 +18,8 @@ library's, and the context of a sequence that decodes is walked by one program p
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -26,7 +28,7 @@ import numpy as np
 import torch
 
 from llmos.errors import ConfigError
-from llmos.services.executor.backend import Capabilities, Limits, StepOutput
+from llmos.services.executor.backend import Capabilities, Limits, StepOutput, Tick
 from llmos.services.executor.cuda.decode_graphs import DecodeGraphs
 from llmos.services.executor.cuda.device import Device, fatal_errors
 from llmos.services.executor.cuda.inputs import StepInputs, StepShape, Upload
@@ -84,6 +86,22 @@ class CudaBackend:
             f"{pool.num_pages} pages of {pool.page_size} tokens ({pool.num_bytes / 2**30:.2f} GiB)"
             + (", deterministic" if deterministic else "")
         )
+
+    @torch.inference_mode()
+    def warm_up(self, tick: Tick) -> None:
+        """Have every kernel compiled, and the smallest and the largest graph of each kind captured, before anybody waits for it: no row is
+        live yet, so nothing is computed."""
+        most = len(self.inputs.decode_rows)
+        chunk = StepShape(num_decodes=0, num_chunks=1, num_tokens=1, num_samples=0)
+        works = [functools.partial(self.model.mixed, chunk, adjust=False, report=False)]
+        for batch, adjust, report in itertools.product((1, most), (False, True), (False, True)):
+            works.append(functools.partial(self.graphs.run, batch, adjust=adjust, report=report))
+        with fatal_errors():
+            self.device.settle()
+            for work in works:
+                self.device.run(work)
+                self.device.finish()
+                tick()
 
     def reset(self) -> None:
         self._in_flight.clear()

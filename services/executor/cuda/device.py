@@ -46,7 +46,7 @@ class Device:
     def run(self, work: Work) -> None:
         """Queue work; it must not read anything on the host."""
         if self.is_cuda:
-            with torch.cuda.stream(self._stream):
+            with self.stream():
                 work()
         else:
             self._queue.append(work)
@@ -83,8 +83,19 @@ class Device:
             work()
         return graph.replay  # type: ignore[no-any-return]
 
+    def stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Everything inside is allocated and queued on this device's stream."""
+        return torch.cuda.stream(self._stream) if self.is_cuda else contextlib.nullcontext()
+
+    def settle(self) -> None:
+        """Wait for work on all streams: what others queued (a loader, a constructor) is not ordered before ours."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+        self.finish()
+
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self.device)
+        with self.stream():
+            return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Host memory that the device copies from and to by itself."""

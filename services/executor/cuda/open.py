@@ -34,8 +34,12 @@ def open_cuda(
     device = Device(device_name)
     spec = read_spec(directory)
     dtype = "bfloat16" if model.dtype == "auto" and device.is_cuda else model.dtype
-    weights, _ = load_decoder(directory, spec, dtype, DeviceLinear, tick, device=str(device.device))
-    return build(model, device, weights, limits, limit_context(spec, model.max_context))
+    max_context = limit_context(spec, model.max_context)
+    with device.stream():
+        weights, _ = load_decoder(directory, spec, dtype, DeviceLinear, tick, device=str(device.device))
+        backend = build(model, device, weights, limits, max_context)
+    backend.warm_up(tick)
+    return backend
 
 
 def build(model: ModelConfig, device: Device, weights: Decoder, limits: Limits, max_context: int) -> CudaBackend:
