@@ -47,7 +47,7 @@ def all_variants() -> Iterator[Variant]:
 def compile_variant(variant: Variant, architecture: int) -> Needs:
     """Machine code for one variant: registers per thread, bytes of stack per thread, bytes of shared memory per program."""
     source = ASTSource(variant.kernel, variant.signature(), variant.constants, variant.attributes())
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": False}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -77,6 +77,7 @@ def _launch(x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
         BLOCK=block,
         ADD=add,
         num_warps=norm_warps(block),
+        enable_fp_fusion=False,
     )
 
 
@@ -117,7 +118,7 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
 
 def variants() -> Iterator[Variant]:
     """Each type at one size, the sizes of common models in bfloat16, and one that is no power of two."""
-    cases = [(torch.bfloat16, hidden) for hidden in (1024, 2048, 2880, 4096, 8192)]
+    cases = [(torch.bfloat16, hidden) for hidden in (1024, 2880, 8192)]
     for dtype, hidden in [*cases, (torch.float16, 4096), (torch.float32, 4096)]:
         block, name = triton.next_power_of_2(hidden), TYPES[dtype]
         for add in (False, True):

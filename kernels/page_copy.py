@@ -42,6 +42,7 @@ def copy_pages(source: Tensor, target: Tensor, pairs: Tensor) -> None:
             words,
             BLOCK=BLOCK,
             num_warps=WARPS,
+            enable_fp_fusion=False,
         )
 
 
@@ -53,7 +54,9 @@ def zero_pages(storage: Tensor, pages: Tensor) -> None:
     words = _words(storage)
     if sizes["n"] and words.shape[1]:
         grid = (sizes["n"], triton.cdiv(words.shape[1], BLOCK))
-        _zero_kernel[grid](words, pages, words.stride(0), words.shape[1], BLOCK=BLOCK, num_warps=WARPS)
+        _zero_kernel[grid](
+            words, pages, words.stride(0), words.shape[1], BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False
+        )
 
 
 def zero_slots(storage: Tensor, slots: Tensor) -> None:
@@ -74,6 +77,7 @@ def zero_slots(storage: Tensor, slots: Tensor) -> None:
             BLOCK_VECTORS=16,
             BLOCK_DIM=triton.next_power_of_2(sizes["head_dim"]),
             num_warps=WARPS,
+            enable_fp_fusion=False,
         )
 
 
@@ -146,7 +150,6 @@ def variants() -> Iterator[Variant]:
     yield Variant("copy_pages", _copy_kernel, "*i64 *i64 *i32 i32:16 i32:16 i32:16", {"BLOCK": BLOCK}, WARPS)
     yield Variant("zero_pages", _zero_kernel, "*i64 *i32 i32:16 i32:16", {"BLOCK": BLOCK}, WARPS)
     for dtype in FLOATS:
-        for head_dim in (64, 80, 128):
-            constants = {"BLOCK_VECTORS": 16, "BLOCK_DIM": triton.next_power_of_2(head_dim)}
-            types = f"*{TYPES[dtype]} *i64 i32:16 i32:16 i32:16 i32:16"
-            yield Variant(f"zero_slots {TYPES[dtype]} head_dim={head_dim}", _zero_slots_kernel, types, constants, WARPS)
+        types = f"*{TYPES[dtype]} *i64 i32:16 i32:16 i32:16 i32:16"
+        constants = {"BLOCK_VECTORS": 16, "BLOCK_DIM": 128}
+        yield Variant(f"zero_slots {TYPES[dtype]} head_dim=128", _zero_slots_kernel, types, constants, WARPS)

@@ -47,7 +47,9 @@ def apply_diff(diff: Tensor, table: DeviceRows) -> None:
     sizes = Arguments()
     sizes.tensor("arena", table.arena, "words", INT32)
     sizes.tensor("diff", diff, "diff_words", INT32)
-    _diff_kernel[(_DIFF_PROGRAMS,)](diff, table.arena, _DIFF_PROGRAMS, BLOCK=row_table.PIECE, num_warps=4)
+    _diff_kernel[(_DIFF_PROGRAMS,)](
+        diff, table.arena, _DIFF_PROGRAMS, BLOCK=row_table.PIECE, num_warps=4, enable_fp_fusion=False
+    )
 
 
 def prepare_decode(
@@ -92,6 +94,7 @@ def prepare_decode(
             table.tokens.stride(0),
             BLOCK=_BLOCK,
             num_warps=4,
+            enable_fp_fusion=False,
         )
 
 
@@ -136,6 +139,7 @@ def prepare_prefill(
             table.tokens.stride(0),
             BLOCK=_BLOCK,
             num_warps=4,
+            enable_fp_fusion=False,
         )
 
 
@@ -165,6 +169,7 @@ def advance(table: DeviceRows, active: Tensor, tokens: Tensor, *, results: Tenso
             STOPS=stop_on_device,
             BLOCK=32,
             num_warps=1,
+            enable_fp_fusion=False,
         )
 
 

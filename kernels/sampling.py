@@ -55,7 +55,9 @@ class Sampler:
         check_range("vocab_size", vocab_size, 1, MAX_VOCAB)
         self.max_batch, self.vocab_size, self.adjusts = max_batch, vocab_size, adjusts
         self.group = group_size(vocab_size)
-        self.num_tiles, self.num_groups = triton.cdiv(vocab_size, TILE), triton.cdiv(vocab_size, self.group)
+        self.tile = min(TILE, max(self.group, triton.next_power_of_2(vocab_size)))
+        self.num_tiles, self.num_groups = triton.cdiv(vocab_size, self.tile), triton.cdiv(vocab_size, self.group)
+        self._list_groups = min(max(1, LIST_TILE // self.group), triton.next_power_of_2(self.num_groups))
         self._device = device
         self.tokens = self._ints(max_batch).fill_(-1)
         self.logprobs = self._floats(max_batch)
@@ -140,13 +142,14 @@ class Sampler:
             masks.stride(0),
             vocab_size,
             MASKS=allowed is not None,
-            TILE=TILE,
+            TILE=self.tile,
             num_warps=SCAN_WARPS,
+            enable_fp_fusion=False,
         )
         history = (table.tokens, counts, table.tokens.stride(0), vocab_size, HISTORY_PROGRAMS, HISTORY_BLOCK)
         grid = (batch, HISTORY_PROGRAMS)
-        count_kernel[grid](rows, records, *history, num_warps=ADJUST_WARPS)
-        penalise_kernel[grid](adjusted, rows, records, *history, num_warps=ADJUST_WARPS)
+        count_kernel[grid](rows, records, *history, num_warps=ADJUST_WARPS, enable_fp_fusion=False)
+        penalise_kernel[grid](adjusted, rows, records, *history, num_warps=ADJUST_WARPS, enable_fp_fusion=False)
         bias_kernel[(batch,)](
             adjusted,
             rows,
@@ -159,6 +162,7 @@ class Sampler:
             vocab_size,
             BLOCK=BIAS_BLOCK,
             num_warps=ADJUST_WARPS,
+            enable_fp_fusion=False,
         )
 
     def _scan(self, logits: Tensor, rows: Tensor, table: DeviceRows, adjust: bool, report: bool) -> None:
@@ -175,13 +179,14 @@ class Sampler:
             self.vocab_size,
             self.num_tiles,
             self.num_groups,
-            TILE=TILE,
+            TILE=self.tile,
             GROUP=self.group,
             ADJUST=adjust,
             REPORT=report,
             FLOATS=FLOAT_FIELDS,
             INTS=INT_FIELDS,
             num_warps=SCAN_WARPS,
+            enable_fp_fusion=False,
         )
 
     def _choose(self, logits: Tensor, rows: Tensor, table: DeviceRows, adjust: bool) -> None:
@@ -200,13 +205,14 @@ class Sampler:
             self.num_tiles,
             self.num_groups,
             GROUP=self.group,
-            LIST_GROUPS=max(1, LIST_TILE // self.group),
+            LIST_GROUPS=self._list_groups,
             BLOCK_TILES=triton.next_power_of_2(self.num_tiles),
             BLOCK_GROUPS=triton.next_power_of_2(self.num_groups),
             ADJUST=adjust,
             FLOATS=FLOAT_FIELDS,
             INTS=INT_FIELDS,
             num_warps=CHOOSE_WARPS,
+            enable_fp_fusion=False,
         )
 
     def _report(self, logits: Tensor, rows: Tensor, table: DeviceRows) -> None:
@@ -230,6 +236,7 @@ class Sampler:
             MAX_TOP=MAX_TOP,
             FLOATS=FLOAT_FIELDS,
             num_warps=REPORT_WARPS,
+            enable_fp_fusion=False,
         )
 
 
