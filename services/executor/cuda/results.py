@@ -25,7 +25,7 @@ from llmos.services.executor.rows import Ints
 if TYPE_CHECKING:
     from llmos.protocol.messages import RowLogprobs
 
-_ROW, _POSITION, _TOKEN, _STATE = range(4)
+_ROW, _, _, _STATE = range(4)
 
 
 class ResultSlot:
@@ -61,9 +61,11 @@ class PendingStep:
         """The result, and the rows that failed in this step. Only after the mark."""
         count = len(self.rows)
         found: npt.NDArray[np.int32] = self.slot.results[:count].numpy()
-        bad = found[found[:, _STATE] == row_table.FAILED, _ROW].tolist()
-        sampled = (found[:, _ROW] >= 0) & (found[:, _STATE] != row_table.FAILED)
-        samples = np.ascontiguousarray(found[sampled][:, [_ROW, _POSITION, _TOKEN]]).astype("<i4").tobytes()
+        wrong = found[:, _STATE] == row_table.FAILED
+        bad = found[wrong, _ROW].tolist() if wrong.any() else []
+        sampled = (found[:, _ROW] >= 0) & ~wrong
+        # Row, position and token are the first three columns, as on the wire.
+        samples = (found if sampled.all() else found[sampled])[:, :_STATE].astype("<i4").tobytes()
         failures = [value for row in (*self.failed, *bad) for value in (row, int(FinishReason.NUMERICAL_ERROR))]
         logprobs = self._logprobs(found, sampled) if (self.logprobs >= 0).any() else ()
         return StepOutput(samples, logprobs, np.array(failures, "<i4").tobytes()), bad
