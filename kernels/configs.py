@@ -56,7 +56,7 @@ PREFILL = {
     (2, 128): PrefillConfig(block_m=128, tile=64, num_warps=8, num_stages=3),
     (2, 256): PrefillConfig(block_m=64, tile=32, num_warps=8, num_stages=2),
     (4, 64): PrefillConfig(block_m=64, tile=32, num_warps=8, num_stages=2),
-    (4, 128): PrefillConfig(block_m=32, tile=32, num_warps=8, num_stages=2),
+    (4, 128): PrefillConfig(block_m=32, tile=16, num_warps=8, num_stages=2),
     (4, 256): PrefillConfig(block_m=16, tile=16, num_warps=8, num_stages=2),
 }
 

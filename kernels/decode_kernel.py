@@ -32,7 +32,7 @@ from llmos.kernels.tiles import accumulate, cap_scores, dot, load_tile, score_fa
 @triton.jit(do_not_specialize=["batch"])
 def decode_kernel(  # type: ignore[no-untyped-def]
     q,  # [batch, KV_HEADS * GROUPS, HEAD_DIM]
-    k_pages,  # [num_pages, KV_HEADS, PAGE, HEAD_DIM]
+    k_pages,  # [num_pages, KV_HEADS, PAGE, HEAD_DIM], see `load_tile`
     v_pages,  # like k_pages
     page_table,  # int32[max_rows, max_pages]
     entries,  # int32[max_batch, ENTRY_COLUMNS]
@@ -62,6 +62,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     DETERMINISTIC: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     MERGE_GROUPS: tl.constexpr,
@@ -119,6 +120,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
                 TILE,
                 HAS_WINDOW,
                 HAS_SOFTCAP,
+                DESCRIPTORS,
             )
             target = out + entry.to(tl.int64) * out_entry_stride + head * GROUPS * out_head_stride
             if (begin == 0) & (end == pages):
@@ -204,6 +206,7 @@ def _attend(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     """(maximum [BLOCK_M], sum of weights [BLOCK_M], weighted sum of V [BLOCK_M, BLOCK_D]), weights are 2^(log2 - maximum)."""
     PARTS: tl.constexpr = PAGE // TILE
@@ -223,8 +226,12 @@ def _attend(  # type: ignore[no-untyped-def]
         slot = tile % PARTS * TILE
         position = tile * TILE + tl.arange(0, TILE)
         visible = position < context
-        k = load_tile(k_pages, page, k_page_stride, head, slot, visible, PAGE, TILE, HEAD_DIM, BLOCK_D, False)
-        v = load_tile(v_pages, page, v_page_stride, head, slot, visible, PAGE, TILE, HEAD_DIM, BLOCK_D, True)
+        k = load_tile(
+            k_pages, page, k_page_stride, head, slot, visible, PAGE, TILE, HEAD_DIM, BLOCK_D, False, DESCRIPTORS
+        )
+        v = load_tile(
+            v_pages, page, v_page_stride, head, slot, visible, PAGE, TILE, HEAD_DIM, BLOCK_D, True, DESCRIPTORS
+        )
         scores = dot(queries, tl.trans(k), tl.zeros([BLOCK_M, TILE], dtype=tl.float32))
         scores = cap_scores(scores, scale, softcap, HAS_SOFTCAP)
         if HAS_WINDOW:

@@ -54,7 +54,7 @@ def step_pages(pages, split_pages, MAX_SPLITS: tl.constexpr):  # type: ignore[no
 
 
 @triton.jit(do_not_specialize=["batch"])
-def _plan_kernel(  # type: ignore[no-untyped-def]
+def plan_kernel(  # type: ignore[no-untyped-def]
     rows,  # int32[batch]
     context,  # int32[batch]
     entries,  # int32[max_batch, ENTRY_COLUMNS], written
@@ -169,7 +169,7 @@ class DecodePlan:
         arguments.tensor("context", context, "batch", INT32)
         check_range("batch", arguments["batch"], 1, self.max_batch)
         self.batch = arguments["batch"]
-        _plan_kernel[(1,)](
+        plan_kernel[(1,)](
             rows,
             context,
             self.entries,

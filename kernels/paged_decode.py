@@ -18,6 +18,7 @@ from llmos.kernels.checks import FLOATS, INT32, Arguments, check_one_of, check_r
 from llmos.kernels.configs import decode_config
 from llmos.kernels.decode_kernel import decode_kernel
 from llmos.kernels.decode_plan import DecodePlan
+from llmos.kernels.descriptors import page_descriptor
 
 _MERGE_ELEMENTS = 8192  # partial results that the merging program holds at once: 64 registers per thread
 
@@ -33,6 +34,7 @@ def paged_decode(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    descriptors: bool = False,
     plan: DecodePlan,
     out: Tensor,
 ) -> Tensor:
@@ -42,17 +44,18 @@ def paged_decode(
     page_table: int32[max_rows, max_pages]. rows, context: int32[batch], those of `plan.prepare`: the entry's row in the page table, and
     its tokens to attend to, the newest included; 0 makes the entry inactive: its row is not looked at, its output is zeros.
     window: the plan's. softcap: 0, or scores become softcap * tanh(score / softcap).
+    descriptors: load pages by tensor descriptors instead of pointers (Hopper and later).
     The caller vouches for values: 0 <= context <= max_pages * page_size, pages in range, `plan.prepare` before the first layer.
     """
     sizes = _check(q, k_pages, v_pages, page_table, rows, context, scale, window, softcap, plan, out)
     page_size, head_dim = sizes["page_size"], sizes["head_dim"]
     groups, block_d = sizes["heads"] // sizes["kv_heads"], triton.next_power_of_2(head_dim)
-    merge_groups = triton.next_power_of_2(groups)
     config = decode_config(head_dim, k_pages.dtype)
+    tile = min(page_size, config.tile)
     decode_kernel[(plan.num_programs,)](
         q,
-        k_pages,
-        v_pages,
+        page_descriptor("k_pages", k_pages, tile) if descriptors else k_pages,
+        page_descriptor("v_pages", v_pages, tile) if descriptors else v_pages,
         page_table,
         plan.entries,
         plan.programs,
@@ -78,18 +81,24 @@ def paged_decode(
         BLOCK_D=block_d,
         BLOCK_M=16,
         PAGE=page_size,
-        TILE=min(page_size, config.tile),
+        TILE=tile,
         HAS_WINDOW=window > 0,
         HAS_SOFTCAP=softcap > 0,
+        DESCRIPTORS=descriptors,
         DETERMINISTIC=plan.deterministic,
         MAX_SPLITS=plan.max_splits,
-        MERGE_GROUPS=merge_groups,
-        MERGE_PARTS=max(1, _MERGE_ELEMENTS // (merge_groups * block_d)),
+        **merge_constants(groups, block_d),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         enable_fp_fusion=False,
     )
     return out
+
+
+def merge_constants(groups: int, block_d: int) -> dict[str, int]:
+    """How many parts of how many heads the merging program takes at once."""
+    padded = triton.next_power_of_2(groups)
+    return {"MERGE_GROUPS": padded, "MERGE_PARTS": max(1, _MERGE_ELEMENTS // (padded * block_d))}
 
 
 def _check(

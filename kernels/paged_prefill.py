@@ -22,6 +22,7 @@ from torch import Tensor
 from llmos.kernels.checks import FLOATS, INT32, Arguments, check_one_of, check_range, check_scale
 from llmos.kernels.configs import prefill_config
 from llmos.kernels.decode_plan import HEAD_DIMS, PAGE_SIZES, check_groups
+from llmos.kernels.descriptors import page_descriptor
 from llmos.kernels.prefill_kernel import prefill_kernel
 
 
@@ -38,6 +39,7 @@ def paged_prefill(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    descriptors: bool = False,
     out: Tensor,
 ) -> Tensor:
     """Attend, write the owned tokens of `out` [tokens, heads, head_dim] and return it.
@@ -47,6 +49,7 @@ def paged_prefill(
     rows, q_start, q_len, q_pos: int32[sequences]: sequence i reads row rows[i] of the page table and owns tokens
     [q_start[i], q_start[i] + q_len[i]), which stand at positions q_pos[i], q_pos[i] + 1, ... of it.
     window: 0, or so many newest tokens are visible, the own one included. softcap: 0, or scores become softcap * tanh(score / softcap).
+    descriptors: load pages by tensor descriptors instead of pointers (Hopper and later).
     The caller vouches for values: q_start ascending, q_start[i] + q_len[i] <= q_start[i + 1] and <= tokens, pages in range. q_len may be
     0: such a sequence's row is not looked at. Tokens that no sequence owns keep what `out` held.
     """
@@ -55,11 +58,12 @@ def paged_prefill(
         return out
     groups, head_dim, page_size = sizes["heads"] // sizes["kv_heads"], sizes["head_dim"], sizes["page_size"]
     config = prefill_config(head_dim, k_pages.dtype)
+    tile = min(page_size, config.tile)
     blocks = sizes["tokens"] // (config.block_m // groups) + sizes["sequences"]  # at least as many as are needed
     prefill_kernel[(sizes["kv_heads"], blocks)](
         q,
-        k_pages,
-        v_pages,
+        page_descriptor("k_pages", k_pages, tile) if descriptors else k_pages,
+        page_descriptor("v_pages", v_pages, tile) if descriptors else v_pages,
         page_table,
         rows,
         q_start,
@@ -82,9 +86,10 @@ def paged_prefill(
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_M=config.block_m,
         PAGE=page_size,
-        TILE=min(page_size, config.tile),
+        TILE=tile,
         HAS_WINDOW=window > 0,
         HAS_SOFTCAP=softcap > 0,
+        DESCRIPTORS=descriptors,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         enable_fp_fusion=False,

@@ -11,7 +11,7 @@ from llmos.kernels.tiles import accumulate, cap_scores, dot, load_tile, score_fa
 @triton.jit(do_not_specialize=["sequences"])
 def prefill_kernel(  # type: ignore[no-untyped-def]
     q,  # [tokens, KV_HEADS * GROUPS, HEAD_DIM]
-    k_pages,  # [num_pages, KV_HEADS, PAGE, HEAD_DIM]
+    k_pages,  # [num_pages, KV_HEADS, PAGE, HEAD_DIM], see `load_tile`
     v_pages,  # like k_pages
     page_table,  # int32[max_rows, max_pages]
     rows,  # int32[sequences]
@@ -38,6 +38,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUPS
     head = tl.program_id(0)
@@ -79,6 +80,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
             TILE,
             HAS_WINDOW,
             HAS_SOFTCAP,
+            DESCRIPTORS,
         )
         offsets = tokens * out_token_stride + heads * out_head_stride
         tl.store(out + offsets[:, None] + dim[None, :], result.to(out.dtype.element_ty), mask=used)
@@ -120,6 +122,7 @@ def _attend(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     """[BLOCK_M, BLOCK_D] in float32. Tiles begin at multiples of TILE whatever the chunk is; those that all queries see need no mask."""
     maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
@@ -155,6 +158,7 @@ def _attend(  # type: ignore[no-untyped-def]
             TILE,
             HAS_WINDOW,
             HAS_SOFTCAP,
+            DESCRIPTORS,
             True,
         )
     full_end = tl.maximum((oldest_query + 1) // TILE, full_begin)
@@ -183,6 +187,7 @@ def _attend(  # type: ignore[no-untyped-def]
         TILE,
         HAS_WINDOW,
         HAS_SOFTCAP,
+        DESCRIPTORS,
         False,
     )
     maximum, total, attended = _attend_tiles(
@@ -210,6 +215,7 @@ def _attend(  # type: ignore[no-untyped-def]
         TILE,
         HAS_WINDOW,
         HAS_SOFTCAP,
+        DESCRIPTORS,
         True,
     )
     return attended / total[:, None]
@@ -241,6 +247,7 @@ def _attend_tiles(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     PARTS: tl.constexpr = PAGE // TILE
@@ -252,8 +259,12 @@ def _attend_tiles(  # type: ignore[no-untyped-def]
         slot = tile % PARTS * TILE
         position = tile * TILE + tl.arange(0, TILE)
         written = position <= newest_query
-        k = load_tile(k_pages, page, k_page_stride, head, slot, written, PAGE, TILE, HEAD_DIM, BLOCK_D, False)
-        v = load_tile(v_pages, page, v_page_stride, head, slot, written, PAGE, TILE, HEAD_DIM, BLOCK_D, MASKED)
+        k = load_tile(
+            k_pages, page, k_page_stride, head, slot, written, PAGE, TILE, HEAD_DIM, BLOCK_D, False, DESCRIPTORS
+        )
+        v = load_tile(
+            v_pages, page, v_page_stride, head, slot, written, PAGE, TILE, HEAD_DIM, BLOCK_D, MASKED, DESCRIPTORS
+        )
         scores = dot(queries, tl.trans(k), tl.zeros([BLOCK_M, TILE], dtype=tl.float32))
         scores = cap_scores(scores, scale, softcap, HAS_SOFTCAP)
         if MASKED:

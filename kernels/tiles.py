@@ -57,7 +57,7 @@ def accumulate(scores, v, maximum, total, attended, factor, MAY_BE_HIDDEN: tl.co
 
 @triton.jit
 def load_tile(  # type: ignore[no-untyped-def]
-    pages,  # [num_pages, kv_heads, PAGE, HEAD_DIM]
+    pages,  # [num_pages, kv_heads, PAGE, HEAD_DIM]: a pointer, or a tensor descriptor with blocks of [1, 1, TILE, BLOCK_D]
     page,  # int64: a page's distance can be past 2^31 elements
     page_stride,
     head,
@@ -68,17 +68,23 @@ def load_tile(  # type: ignore[no-untyped-def]
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     MASKED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     """Slots [slot, slot + TILE) of a page's head: [TILE, BLOCK_D]; zeros past HEAD_DIM and, if MASKED, where not visible."""
-    token, dim = tl.arange(0, TILE), tl.arange(0, BLOCK_D)
-    pointers = pages + page * page_stride + (head * PAGE + slot + token)[:, None] * HEAD_DIM + dim[None, :]
-    # evict_first: read once per step, so other data deserves the second-level cache more.
-    if MASKED and HEAD_DIM < BLOCK_D:
-        mask = visible[:, None] & (dim[None, :] < HEAD_DIM)
-        return tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_first")
-    elif MASKED:
-        return tl.load(pointers, mask=visible[:, None], other=0.0, eviction_policy="evict_first")
-    elif HEAD_DIM < BLOCK_D:
-        return tl.load(pointers, mask=dim[None, :] < HEAD_DIM, other=0.0, eviction_policy="evict_first")
+    dim = tl.arange(0, BLOCK_D)
+    if DESCRIPTORS:  # fills with zeros past HEAD_DIM
+        tile = pages.load([page.to(tl.int32), head, slot, 0]).reshape(TILE, BLOCK_D)
+        return tl.where(visible[:, None], tile, 0.0) if MASKED else tile
     else:
-        return tl.load(pointers, eviction_policy="evict_first")
+        token = (head * PAGE + slot + tl.arange(0, TILE))[:, None]
+        pointers = pages + page * page_stride + token * HEAD_DIM + dim[None, :]
+        # evict_first: read once per step, so other data deserves the second-level cache more.
+        if MASKED and HEAD_DIM < BLOCK_D:
+            mask = visible[:, None] & (dim[None, :] < HEAD_DIM)
+            return tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_first")
+        elif MASKED:
+            return tl.load(pointers, mask=visible[:, None], other=0.0, eviction_policy="evict_first")
+        elif HEAD_DIM < BLOCK_D:
+            return tl.load(pointers, mask=dim[None, :] < HEAD_DIM, other=0.0, eviction_policy="evict_first")
+        else:
+            return tl.load(pointers, eviction_policy="evict_first")

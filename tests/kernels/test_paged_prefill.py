@@ -24,6 +24,7 @@ def prefill(q, pages, chunks, rows=None, starts=None, **options):
     options = {"scale": q.shape[-1] ** -0.5} | options
     out = torch.full_like(q, 7.0)
     assert paged_prefill(*inputs, out=out, **options) is out
+    options.pop("descriptors", None)
     return out, paged_prefill_reference(*inputs, **options)
 
 
@@ -68,27 +69,39 @@ def test_against_the_reference(dtype, head_dim, groups, page_size, options):
     assert_close(*prefill(q, pages, chunks, **options))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "groups", "options"), [(F32, 2, {}), (F16, 16, {"window": 13, "softcap": 3.0}), (F32, 3, {"window": 30})]
-)
-def test_results_do_not_depend_on_chunks(dtype, groups, options):
-    """Bit by bit: a prompt at once, in chunks beside another sequence, and token by token as a decoder would."""
-    length = 45
-    pages = make_pages([length, 20], kv_heads=1, head_dim=64, page_size=16, dtype=dtype)
-    q = randn(length, groups, 64, dtype=dtype)
+@pytest.mark.parametrize(("groups", "options"), [(2, {}), (16, {"window": 13, "softcap": 3.0}), (3, {"window": 30})])
+def test_results_do_not_depend_on_chunks(groups, options):
+    """Bit by bit: a prompt at once, in chunks beside another sequence, and token by token as a decoder would.
+
+    The product that stands in for a GPU's here rounds a row as its place in the tile demands, so the numbers are such that no product is
+    rounded: few bits each, and scores so close together that weights (in float16) have the same exponent or nearly.
+    """
+    length, small = 45, {"scale": 0.02}
+    pages = make_pages([length, 20], kv_heads=1, head_dim=64, page_size=16, dtype=F16)
+    for tensor in (pages.k, pages.v):
+        tensor.copy_(tensor.clamp(-2, 2).mul(2).round().div(2))
+    q, others = (randn(count, groups, 64, dtype=F16, seed=count).clamp(-2, 2).round() for count in (length, 9))
     row = pages.rows[:1]
-    whole, expected = prefill(q, pages, [(0, length)], rows=row, **options)
+    whole, expected = prefill(q, pages, [(0, length)], rows=row, **options | small)
     assert_close(whole, expected)
     position = 0
     for size in (7, 1, 21, 16):
-        mates = torch.cat([randn(9, groups, 64, dtype=dtype, seed=5), q[position : position + size]])
-        out, _ = prefill(mates, pages, [(11, 9), (position, size)], rows=pages.rows.flip(0), **options)
+        both = torch.cat([others, q[position : position + size]])
+        out, _ = prefill(both, pages, [(11, 9), (position, size)], rows=pages.rows.flip(0), **options | small)
         assert torch.equal(out[9:], whole[position : position + size])
         position += size
     assert position == length
     some = list(range(0, length, 4))
-    single, _ = prefill(q[some], pages, [(at, 1) for at in some], rows=row.expand(len(some)), **options)
+    single, _ = prefill(q[some], pages, [(at, 1) for at in some], rows=row.repeat(len(some)), **options | small)
     assert torch.equal(single, whole[some])
+
+
+def test_tensor_descriptors_load_the_same():
+    pages = make_pages([20, 33], kv_heads=1, head_dim=80, page_size=16, dtype=F16)
+    q, chunks = randn(17, 2, 80, dtype=F16), [(18, 2), (18, 15)]
+    pointers, _ = prefill(q, pages, chunks)
+    descriptors, _ = prefill(q, pages, chunks, descriptors=True)
+    assert torch.equal(pointers, descriptors)
 
 
 def test_several_blocks_of_queries():
@@ -121,9 +134,9 @@ def test_forks_share_pages():
     assert_close(*prefill(randn(12, 2, 64, dtype=F32), pages, [(16, 0), (24, 6), (24, 6)]))
 
 
-def test_pages_beyond_31_bits():
+def test_pages_beyond_31_bits(monkeypatch):
     """Page numbers near 100,000 whose distance from the first is past 2^31 elements."""
-    pool = sparse_pool(100_000, 4, 16, 64, F16)
+    pool = sparse_pool(100_000, 4, 16, 64, F16, monkeypatch)
     ids = [99_999, 3, 99_000, 65_536]
     pages = make_pages([20, 30], kv_heads=4, head_dim=64, page_size=16, dtype=F16, pool=pool, page_ids=ids)
     assert ids[0] * pages.k.stride(0) > 2**31
