@@ -1,8 +1,9 @@
 """What computes steps: the interface between the service loop and its implementations. Imports no torch.
 
-Three implementations: `cuda.backend.CudaBackend`, `cpu.CpuBackend` and `fake.FakeBackend`, with the same row table, the same checks and
-the same results' form. A step is submitted, and collected when it is done; a device has work queued while the host does other things.
-Messages are imported for their types only, so that a benchmark can drive a backend where no codec is installed.
+For models that generate there are `cuda.backend.CudaBackend`, `cpu.CpuBackend` and `fake.FakeBackend`, with the same row table, the same
+checks and the same results' form, and for encoders `encoder.backend.EncoderBackend` and `encoder.fake.FakeEncoder`. What a model is, its
+config.json says. A step is submitted, and collected when it is done; a device has work queued while the host does other things. Messages
+are imported for their types only, so that a benchmark can drive a backend where no codec is installed.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Protocol
 from llmos.config import ModelConfig
 from llmos.errors import ConfigError
 from llmos.protocol import limits
+from llmos.services.executor.encoder.spec import is_encoder
 
 if TYPE_CHECKING:
-    from llmos.protocol.messages import RowLogprobs, StepPlan
+    from llmos.protocol.messages import RowLogprobs, RowResult, StepPlan
 
 Tick = Callable[[], None]
 OPENMP_SPINS = 1000
@@ -50,6 +52,7 @@ class Capabilities:
     device: str
     host_pages: int = 0
     swap_us: float = 0.0
+    output_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class StepOutput:
     samples: bytes
     logprobs: tuple[RowLogprobs, ...]
     failed: bytes
+    results: tuple[RowResult, ...] = ()
 
 
 class Backend(Protocol):
@@ -113,11 +117,20 @@ class Immediate:
 
 def open_backend(model: ModelConfig, directory: Path, limits: Limits, tick: Tick) -> Backend:
     """Load the model's backend; raises `ModelError`. `tick` is called often while it loads and computes."""
+    encodes = is_encoder(directory)
+    if model.backend == "fake" and encodes:
+        from llmos.services.executor.encoder.fake import FakeEncoder
+
+        return FakeEncoder.open(model, directory, limits)
     if model.backend == "fake":
         from llmos.services.executor.fake import FakeBackend
 
         return FakeBackend.open(model, directory, limits)
     limit_openmp_spinning()
+    if encodes:
+        from llmos.services.executor.encoder.backend import EncoderBackend
+
+        return EncoderBackend.open(model, directory, limits, tick)
     if model.backend == "cuda" or (model.backend == "auto" and _has_gpu()):
         from llmos.services.executor.cuda.open import open_cuda
 

@@ -57,6 +57,9 @@ class Checkpoint:
     def __len__(self) -> int:
         return len(self._headers)
 
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._headers)
+
     @property
     def num_taken(self) -> int:
         return len(self._taken)
@@ -82,13 +85,13 @@ class Checkpoint:
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{shard}: tensor {name!r} can not be read: {error}") from None
 
-    def finish(self, *, ignore: tuple[str, ...] = ()) -> None:
-        """Close the shards. A layer tensor that nobody took means that config.json describes another model."""
+    def finish(self, *, ignore: tuple[str, ...] = (), owned: str = "model.") -> None:
+        """Close the shards. A tensor that nobody took, whose name begins with `owned`, means that config.json describes another model."""
         self._open.clear()
         for name in sorted(self._headers.keys() - self._taken):
             if name.endswith("rotary_emb.inv_freq") or name in ignore:
                 continue
-            if name.startswith("model."):
+            if name.startswith(owned):
                 raise ModelError(f"{self._headers[name][0]}: tensor {name!r} has no place in the model of config.json")
             log.warning("%s: tensor %r is not used", self._headers[name][0], name)
 

@@ -29,6 +29,7 @@ from llmos.services.executor.linear import make_linear
 from llmos.services.executor.loader import load_decoder
 from llmos.services.executor.models.decoder import Decoder
 from llmos.services.executor.page_moves import PageMoves, read_moves
+from llmos.services.executor.prompt_scores import score_prompts
 from llmos.services.executor.rows import RowTable
 from llmos.services.executor.sampler import Sampled, sample
 from llmos.services.executor.spec import limit_context, read_spec
@@ -100,13 +101,18 @@ class CpuBackend(Immediate):
         self.attention.start_step(batch)
         hidden = self.decoder.forward(batch.token_ids, batch.positions, self.attention)
         self.rows.computed_to(work)
+        results, bad = score_prompts(
+            self.decoder.logits, self.decoder.spec.vocab_size, hidden, work.decode.size, work.chunks, self.rows
+        )
         if not batch.sample_rows.size:
-            return StepOutput(b"", (), _failures(failed))
+            self.rows.failed[bad] = True
+            return StepOutput(b"", (), _failures([*failed, *bad]), results)
         logits = self.decoder.logits(hidden.index_select(0, batch.sample_index))
         sampled = sample(logits, batch.sample_rows, self.rows)
         self.rows.append(sampled.rows, sampled.tokens)
-        self.rows.failed[list(sampled.failed)] = True
-        return StepOutput(_samples(sampled), sampled.logprobs, _failures([*failed, *sampled.failed]))
+        bad = list(dict.fromkeys((*bad, *sampled.failed)))
+        self.rows.failed[bad] = True
+        return StepOutput(_samples(sampled), sampled.logprobs, _failures([*failed, *bad]), results)
 
     def _move(self, moves: PageMoves) -> None:
         self.host.swap_out(moves.swap_out)

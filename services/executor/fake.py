@@ -21,12 +21,13 @@ import numpy as np
 from llmos.codes import FinishReason
 from llmos.config import ModelConfig
 from llmos.protocol.codec import pack_i32
-from llmos.protocol.messages import RowLogprobs, StepPlan, TokenLogprobs
+from llmos.protocol.messages import RowLogprobs, RowResult, StepPlan, TokenLogprobs
+from llmos.protocol.prompt_logprobs import record_words
 from llmos.services.executor import noise
 from llmos.services.executor.backend import Capabilities, Limits, StepOutput, fitting_pages, with_defaults
 from llmos.services.executor.fake_contents import PageContents
 from llmos.services.executor.page_moves import read_moves
-from llmos.services.executor.rows import RowTable, Work
+from llmos.services.executor.rows import Chunk, RowTable, Work
 from llmos.services.executor.spec import CONFIG_FILE, limit_context, read_spec
 
 DEFAULT_VOCAB = 32_000  # where the directory has no config.json
@@ -152,10 +153,29 @@ class FakeBackend:
             for row, position, token in zip(sampling, positions, tokens)
             if self.rows.sampling.logprobs[row] >= 0
         )
+        results = tuple(fake_records(self.rows, chunk) for chunk in work.chunks if _is_scored(self.rows, chunk, bad))
         samples = pack_i32(value for entry in zip(sampling, positions, tokens) for value in entry)
         failed = pack_i32(value for row in (*work.skipped, *bad) for value in (row, FinishReason.NUMERICAL_ERROR))
-        return StepOutput(samples, logprobs, failed)
+        return StepOutput(samples, logprobs, failed, results)
 
 
 def _certain(token: int, count: int) -> TokenLogprobs:
     return TokenLogprobs(0.0, (token,), (0.0,)) if count else TokenLogprobs(0.0)
+
+
+def _is_scored(rows: RowTable, chunk: Chunk, bad: list[int]) -> bool:
+    """Did the row ask for its prompt's log-probabilities, and does the chunk make some known?"""
+    wanted = rows.param(chunk.row).prompt_logprobs is not None and chunk.row not in bad
+    return wanted and (chunk.start == 0 or chunk.start + 1 < rows.prompt_len[chunk.row])
+
+
+def fake_records(rows: RowTable, chunk: Chunk) -> RowResult:
+    """Certainty for each token of the prompt; of the first one nothing is known."""
+    top = rows.param(chunk.row).prompt_logprobs or 0
+    start = chunk.start + 1 if chunk.start else 0
+    tokens = rows.tokens[chunk.row, start : min(chunk.end + 1, int(rows.prompt_len[chunk.row]))]
+    words = np.full((len(tokens), record_words(top)), -1, "<i4")
+    words[:, 0] = tokens
+    floats = words.view("<f4")
+    floats[:, [1, *range(2 + top, words.shape[1])]] = np.where(start + np.arange(len(tokens)) > 0, 0.0, np.nan)[:, None]
+    return RowResult(chunk.row, start, words.tobytes())

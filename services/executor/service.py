@@ -202,7 +202,16 @@ class ExecutorService:
         self.steps += 1
         self._idle_since = ended
         self.port.send(
-            StepResult(step.generation, step.step, output.samples, output.logprobs, output.failed, busy_us, idle_us)
+            StepResult(
+                step.generation,
+                step.step,
+                output.samples,
+                output.logprobs,
+                output.failed,
+                busy_us,
+                idle_us,
+                output.results,
+            )
         )
         if ARMED:
             reach("executor.result.sent")
