@@ -67,6 +67,7 @@ class RowTable:
         self.num_pages = np.zeros(max_rows, dtype=np.int64)
         self.failed = np.zeros(max_rows, dtype=bool)
         self.live = np.zeros(max_rows, dtype=bool)
+        self.life = np.zeros(max_rows, dtype=np.int64)  # how often the row was added
         self.params: list[SamplingParams | None] = [None] * max_rows
         self.sampling = SamplingColumns(max_rows)
         self._decode = np.zeros(0, dtype=np.int64)
@@ -135,6 +136,7 @@ class RowTable:
         assert cached <= pages.size, f"row {row}: {pages.size} pages for {add.num_computed} computed tokens"
         self.params[row] = add.params
         self.live[row] = True
+        self.life[row] += 1
         self.sampling.set(row, add.params)
         self.failed[row] = False
         self.tokens[row, : tokens.size] = tokens

@@ -48,14 +48,20 @@ class ResultSlot:
 
 @dataclass(slots=True)
 class PendingStep:
-    """A submitted step. `rows` sample, in the order of the batch; `logprobs`: how many each wants, or -1. `failed`: named, but known to
-    have failed."""
+    """A submitted step. `rows` sample, in the order of the batch, in these `lives` of theirs; `logprobs`: how many each wants, or -1.
+    `failed`: named, but known to have failed."""
 
     slot: ResultSlot
     mark: Mark
     rows: Ints
+    lives: Ints
     logprobs: Ints
     failed: list[int] = field(default_factory=list)
+
+    def life_of(self, row: int) -> int:
+        """Which life of a row it names; -1 if it does not."""
+        found = np.flatnonzero(self.rows == row)
+        return int(self.lives[found[0]]) if found.size else -1
 
     def output(self) -> tuple[StepOutput, list[int]]:
         """The result, and the rows that failed in this step. Only after the mark."""
