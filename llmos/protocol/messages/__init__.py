@@ -34,6 +34,8 @@ from llmos.protocol.messages.client import (
     Tokenized,
     TokenLogprobs,
     Tokens,
+    Tool,
+    ToolCall,
     Usage,
 )
 from llmos.protocol.messages.control import (
@@ -127,6 +129,7 @@ from llmos.protocol.messages.text import (
     ModelInfo,
     ModelInfoGet,
     ModelInfoList,
+    ToolFormat,
 )
 from llmos.protocol.params import SamplingParams
 
@@ -320,6 +323,9 @@ __all__ = [
     "Tokenized",
     "TokenizerToGateway",
     "Tokens",
+    "Tool",
+    "ToolCall",
+    "ToolFormat",
     "Usage",
     "Wait",
     "Waited",
