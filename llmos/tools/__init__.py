@@ -25,7 +25,7 @@ How a door to clients uses it, from OpenAI's fields to llmos and back:
 """
 
 from llmos.tools.calls import CallArguments, CallBegin, CallEnd, CallParser, Event, TextPiece
-from llmos.tools.forced import check_tools, forced_grammar, is_forced
+from llmos.tools.forced import check_tools, forced_grammar, is_forced, parameters_of
 from llmos.tools.formats import FAMILIES, call_id, find_family
 
 __all__ = [
@@ -41,4 +41,5 @@ __all__ = [
     "find_family",
     "forced_grammar",
     "is_forced",
+    "parameters_of",
 ]
