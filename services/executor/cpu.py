@@ -7,7 +7,7 @@ the row table. Nothing waits for the microkernel inside it, and the next plan ma
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from llmos.protocol.messages import StepPlan
 from llmos.services.executor.attention import PagedAttention
 from llmos.services.executor.backend import Capabilities, Limits, StepOutput, Tick
 from llmos.services.executor.batch import build_batch
+from llmos.services.executor.grammars import Grammars
 from llmos.services.executor.host_cache import HostCache, count_host_pages
 from llmos.services.executor.kv_cache import KVCache, count_pages
 from llmos.services.executor.linear import make_linear
@@ -39,12 +40,15 @@ log = logging.getLogger(__name__)
 class CpuBackend:
     """Executes plans on the processor."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, host: HostCache, max_context: int, limits: Limits) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, host: HostCache, max_context: int, limits: Limits, grammars: Grammars
+    ) -> None:
         spec = decoder.spec
         context = min(max_context, cache.num_pages * cache.page_size)
         self.decoder = decoder
         self.cache = cache
         self.host = host
+        self.grammars = grammars
         self.attention = PagedAttention(spec, cache)
         self.rows = RowTable(limits.max_rows, context, cache.page_size, cache.num_pages)
         dtype = str(cache.dtype).removeprefix("torch.")
@@ -80,7 +84,7 @@ class CpuBackend:
             cache = KVCache(spec, num_pages, model.page_size, dtype)
         with _allocating(f"{host_pages} host pages", "host_cache_gib"):
             host = HostCache(cache, host_pages)
-        return cls(decoder, cache, host, max_context, limits)
+        return cls(decoder, cache, host, max_context, limits, Grammars.of_model(directory, spec.vocab_size))
 
     def reset(self) -> None:
         self.rows.clear()
@@ -95,16 +99,18 @@ class CpuBackend:
         if not work.decode.size and not work.chunks:
             return StepOutput(b"", (), _failures(failed))
         batch = build_batch(self.rows, work, self.cache)
+        masks = self.grammars.begin(batch.sample_rows, self.rows)
         self.attention.start_step(batch)
         hidden = self.decoder.forward(batch.token_ids, batch.positions, self.attention)
         self.rows.computed_to(work)
         if not batch.sample_rows.size:
             return StepOutput(b"", (), _failures(failed))
         logits = self.decoder.logits(hidden.index_select(0, batch.sample_index))
-        sampled = sample(logits, batch.sample_rows, self.rows)
+        sampled = sample(logits, batch.sample_rows, self.rows, None if masks is None else masks.wait())
         self.rows.append(sampled.rows, sampled.tokens)
-        self.rows.failed[list(sampled.failed)] = True
-        return StepOutput(_samples(sampled), sampled.logprobs, _failures([*failed, *sampled.failed]))
+        self.rows.failed[[*sampled.failed, *sampled.stuck]] = True
+        failures = _failures([*failed, *sampled.failed]) + _failures(sampled.stuck, FinishReason.GRAMMAR_FAILED)
+        return StepOutput(_samples(sampled), sampled.logprobs, failures)
 
     def _move(self, moves: PageMoves) -> None:
         self.host.swap_out(moves.swap_out)
@@ -124,8 +130,8 @@ def _samples(sampled: Sampled) -> bytes:
     return np.stack((sampled.rows, sampled.positions, sampled.tokens), axis=1).astype("<i4").tobytes()
 
 
-def _failures(rows: list[int]) -> bytes:
-    return pack_i32(value for row in rows for value in (row, FinishReason.NUMERICAL_ERROR))
+def _failures(rows: Iterable[int], reason: FinishReason = FinishReason.NUMERICAL_ERROR) -> bytes:
+    return pack_i32(value for row in rows for value in (row, reason))
 
 
 def _physical_cores() -> int:

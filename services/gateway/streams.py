@@ -17,7 +17,7 @@ from __future__ import annotations
 import msgspec
 
 from llmos.codes import FinishReason
-from llmos.errors import LlmosError, NotFound, Unavailable, WrongState
+from llmos.errors import InvalidRequest, LlmosError, NotFound, Unavailable, WrongState
 from llmos.protocol.codec import unpack_i32
 from llmos.protocol.messages import (
     Accepted,
@@ -61,8 +61,10 @@ class Stream(Reading):
         received: float = 0.0,
         offset: int = 0,
         is_durable: bool = False,
+        tool_family: str | None = None,
     ) -> None:
         self._question: Question = Question(wanted, received)
+        self._tool_family = tool_family
         super().__init__(number, client, req, model, self._question, offset)
         self.rid = 0 if isinstance(wanted, SeqSubmit) else wanted.rid
         self.is_owner = self._question.is_submit and not is_durable  # the sequence ends with this request
@@ -80,12 +82,21 @@ class Stream(Reading):
 
     def encoded(self, message: Encoded, info: ModelInfo, now: float, out: Outbox) -> None:
         wanted = self._question.wanted
-        assert isinstance(wanted, SeqSubmit), "only a Generate has a prompt"
-        params = check_tokens(message.token_ids, wanted.params, info)
-        self._prompt_tokens = len(message.token_ids) // 4
+        assert isinstance(wanted, SeqSubmit | SeqContinue), "nobody else has a prompt or a grammar"
+        params = wanted.params
+        if params.grammar is not None:
+            assert message.grammar is not None, "the tokenizer was asked for it"
+            params = msgspec.structs.replace(params, grammar=message.grammar)
+        if isinstance(wanted, SeqContinue):
+            self._question.complete(params=params)
+            self._submit(0, now, out)
+            return
+        prompt = message.token_ids or wanted.prompt  # it may have come as token ids
+        params = check_tokens(prompt, params, info)
+        self._prompt_tokens = len(prompt) // 4
         self._stops = params.stop
-        self._question.complete(prompt=message.token_ids, params=params)
-        self._submit(len(message.token_ids), now, out)
+        self._question.complete(prompt=prompt, params=params)
+        self._submit(len(prompt), now, out)
 
     def _granted(self, message: Granted, now: float, out: Outbox) -> None:
         assert isinstance(message, SeqAccepted | SeqAttached)
@@ -111,7 +122,7 @@ class Stream(Reading):
         if isinstance(message, SeqAttached):
             self.model, self._prompt_tokens = message.model, message.prompt_tokens
             self._stops = message.params.stop if message.params is not None else ()
-        self._reply(Accepted(self.req, self.rid, self.model, self._prompt_tokens), out)
+        self._reply(Accepted(self.req, self.rid, self.model, self._prompt_tokens, self._tool_family), out)
         end = None
         if isinstance(message, SeqAttached):
             self._push(0, unpack_i32(message.output), None, out)
@@ -168,6 +179,8 @@ class Stream(Reading):
         self._move(RequestState.ENDED)
 
     def text_failed(self, error: LlmosError, out: Outbox) -> None:
+        if self.state is RequestState.ENCODING and self._tool_family is not None and error.field == "grammar":
+            error = InvalidRequest(error.message.replace("grammar:", "tools:", 1), field="tools")  # it was made of them
         if not (self._reads and self._question.is_submit):
             self.fail(error, out)
             return
@@ -229,7 +242,7 @@ class Stream(Reading):
         """The client wants the end of it; the answer is its Finished."""
         if self.state is RequestState.ENCODING:
             usage = Usage(0, 0, 0, 0, 0.0, 0.0)
-            self._reply(Finished(self.req, 0, FinishReason.CANCELLED, "", usage), out)
+            self._reply(Finished(self.req, self.rid, FinishReason.CANCELLED, "", usage), out)
             self._move(RequestState.ENDED)
         elif not self.is_over:
             self._ask_cancel(FinishReason.CANCELLED, out)

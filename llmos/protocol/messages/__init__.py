@@ -36,6 +36,8 @@ from llmos.protocol.messages.client import (
     Tokenized,
     TokenLogprobs,
     Tokens,
+    Tool,
+    ToolCall,
     Usage,
 )
 from llmos.protocol.messages.control import (
@@ -138,6 +140,7 @@ from llmos.protocol.messages.text import (
     ModelInfoList,
     Render,
     Rendered,
+    ToolFormat,
 )
 from llmos.protocol.params import SamplingParams
 
@@ -346,6 +349,9 @@ __all__ = [
     "Tokenized",
     "TokenizerToGateway",
     "Tokens",
+    "Tool",
+    "ToolCall",
+    "ToolFormat",
     "Usage",
     "Wait",
     "Waited",

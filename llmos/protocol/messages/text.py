@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from llmos.protocol.messages.base import Message, Part
-from llmos.protocol.messages.client import ChatMessage
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.messages.client import ChatMessage, Tool
+from llmos.protocol.params import Grammar, SamplingParams
+
+
+class ToolFormat(Part, frozen=True):
+    """How a model writes calls of tools. `marker`: the special token that a call begins with, if one does."""
+
+    family: str
+    marker: int | None = None
 
 
 class ModelInfo(Part, frozen=True):
-    """What a gateway must know of a model. `defaults` are the model's own generation settings."""
+    """What a gateway must know of a model. `defaults` are the model's own generation settings. `tools`: None if its chat template
+    knows no tools. `has_grammar`: outputs can be held to a grammar."""
 
     model: str
     vocab_size: int
@@ -16,6 +24,8 @@ class ModelInfo(Part, frozen=True):
     eos_token_ids: tuple[int, ...]
     has_chat_template: bool
     defaults: SamplingParams
+    tools: ToolFormat | None = None
+    has_grammar: bool = False
 
 
 class ModelInfoGet(Message, tag=40, frozen=True):
@@ -28,8 +38,8 @@ class ModelInfoList(Message, tag=41, frozen=True):
 
 
 class Encode(Message, tag=42, frozen=True):
-    """Exactly one of `text`, `messages`. `pieces`: also return each token as text. `continues`: the text goes on from other tokens, so
-    nothing is put in front of it."""
+    """Exactly one of `text`, `messages`; neither if only a `grammar` is to be compiled. `pieces`: also return each token as text.
+    `continues`: the text goes on from other tokens, so nothing is put in front of it."""
 
     req: int
     model: str
@@ -37,12 +47,17 @@ class Encode(Message, tag=42, frozen=True):
     messages: tuple[ChatMessage, ...] | None
     pieces: bool = False
     continues: bool = False
+    tools: tuple[Tool, ...] = ()
+    grammar: Grammar | None = None
 
 
 class Encoded(Message, tag=43, frozen=True):
+    """`grammar`: as executors take it."""
+
     req: int
     token_ids: bytes
     pieces: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
 
 class DecodeOpen(Message, tag=44, frozen=True):
