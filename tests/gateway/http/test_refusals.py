@@ -100,7 +100,7 @@ def test_anthropics_unsupported_fields(client: httpx.Client) -> None:
         ("/v1/chat/completions", CHAT | {"max_completion_tokens": 2}, "max_completion_tokens", "invalid_value"),
         (
             "/v1/chat/completions",
-            {"messages": [{"role": "tool", "content": "x"}]},
+            {"messages": [{"role": "robot", "content": "x"}]},
             "messages[0].role",
             "invalid_value",
         ),
