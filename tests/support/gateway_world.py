@@ -53,6 +53,8 @@ def model_info(name: str = "echo", **changes: Any) -> m.ModelInfo:
         "eos_token_ids": (0,),
         "has_chat_template": True,
         "defaults": SamplingParams(temperature=0.7, top_k=40),
+        "tools": m.ToolFormat("hermes"),
+        "has_grammar": True,
     }
     return m.ModelInfo(**(fields | changes))
 
