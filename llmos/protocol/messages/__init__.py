@@ -28,8 +28,11 @@ from llmos.protocol.messages.client import (
     Continue,
     Detokenize,
     Detokenized,
+    Embed,
+    Embedded,
     Finished,
     Generate,
+    PromptLogprobs,
     Spawn,
     Spawned,
     Tokenize,
@@ -89,6 +92,7 @@ from llmos.protocol.messages.measures import (
     MeasuresReply,
 )
 from llmos.protocol.messages.sequences import (
+    ResultEntry,
     SeqAccepted,
     SeqAck,
     SeqAppend,
@@ -111,6 +115,7 @@ from llmos.protocol.messages.steps import (
     ExecutorWelcome,
     RowAdd,
     RowLogprobs,
+    RowResult,
     StepPlan,
     StepResult,
 )
@@ -180,10 +185,21 @@ ControlAnswer = (
     | MeasuresReply
 )
 ClientToGateway = (
-    Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | ControlVerb
+    Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | Embed | ControlVerb
 )
 GatewayToClient = (
-    Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | Detokenized | ControlAnswer
+    Welcome
+    | Error
+    | Accepted
+    | Tokens
+    | Finished
+    | Spawned
+    | Appended
+    | Tokenized
+    | Detokenized
+    | Embedded
+    | PromptLogprobs
+    | ControlAnswer
 )
 GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose | Render
 TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded | Rendered
@@ -254,6 +270,8 @@ __all__ = [
     "Done",
     "Drain",
     "Draining",
+    "Embed",
+    "Embedded",
     "Encode",
     "Encoded",
     "EndedRow",
@@ -292,6 +310,7 @@ __all__ = [
     "ModelsReply",
     "Nice",
     "Part",
+    "PromptLogprobs",
     "PsGet",
     "PsReply",
     "RecordWrite",
@@ -299,9 +318,11 @@ __all__ = [
     "Render",
     "Rendered",
     "RestartService",
+    "ResultEntry",
     "Resume",
     "RowAdd",
     "RowLogprobs",
+    "RowResult",
     "SamplingParams",
     "SeqAccepted",
     "SeqAck",

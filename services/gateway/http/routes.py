@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmos.services.gateway.http import (
     anthropic_messages,
+    encoders,
     health,
     metrics,
     native,
@@ -46,6 +47,13 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models/{name:path}", openai_models.get_model),
     Route("POST", "/v1/chat/completions", openai_chat.chat_completions),
     Route("POST", "/v1/completions", openai_completions.completions),
+    Route("POST", "/v1/embeddings", encoders.embeddings),
+    Route("POST", "/rerank", encoders.rerank),
+    Route("POST", "/v1/rerank", encoders.rerank),
+    Route("POST", "/score", encoders.score),
+    Route("POST", "/v1/score", encoders.score),
+    Route("POST", "/classify", encoders.classify),
+    Route("POST", "/v1/classify", encoders.classify),
     Route("POST", "/v1/responses", openai_responses.create),
     Route("GET", "/v1/responses/{name}", openai_responses.retrieve),
     Route("POST", "/v1/responses/{name}/cancel", openai_responses.cancel),
