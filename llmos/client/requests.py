@@ -19,7 +19,7 @@ from llmos.client.checked import (
 )
 from llmos.client.options import GenerateOptions, OutputOptions, SpawnOptions
 from llmos.client.prompts import parse_prompt, parse_tokens
-from llmos.client.sampling import FIELDS, merge_params, refuse_unknown
+from llmos.client.sampling import OPTIONS, merge_params, refuse_unknown
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
 from llmos.protocol.messages import Append, Attach, Continue, Generate, Message, Spawn, Tokenize
@@ -102,7 +102,7 @@ def aged(build: Build[Message], seconds: Callable[[], float]) -> Build[Message]:
 
 def _output(options: Mapping[str, Any]) -> tuple[SamplingParams, float | None]:
     """How an output is made, and by when."""
-    sampling = {name: options[name] for name in FIELDS if name in options}
+    sampling = {name: options[name] for name in OPTIONS if name in options}
     return merge_params(options.get("params"), sampling), checked_deadline_ms(options.get("deadline_s"))
 
 

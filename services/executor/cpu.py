@@ -7,7 +7,7 @@ the row table. Nothing waits for the microkernel inside it, and the next plan ma
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from llmos.protocol.messages import StepPlan
 from llmos.services.executor.attention import PagedAttention
 from llmos.services.executor.backend import Capabilities, Immediate, Limits, StepOutput, Tick, with_defaults
 from llmos.services.executor.batch import build_batch
+from llmos.services.executor.grammars import Grammars
 from llmos.services.executor.host_cache import HostCache, count_host_pages
 from llmos.services.executor.kv_cache import KVCache, count_pages
 from llmos.services.executor.linear import make_linear
@@ -40,12 +41,15 @@ log = logging.getLogger(__name__)
 class CpuBackend(Immediate):
     """Executes plans on the processor."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, host: HostCache, max_context: int, limits: Limits) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, host: HostCache, max_context: int, limits: Limits, grammars: Grammars
+    ) -> None:
         spec = decoder.spec
         context = min(max_context, cache.num_pages * cache.page_size)
         self.decoder = decoder
         self.cache = cache
         self.host = host
+        self.grammars = grammars
         self.attention = PagedAttention(spec, cache)
         self.rows = RowTable(limits.max_rows, context, cache.page_size, cache.num_pages)
         dtype = str(cache.dtype).removeprefix("torch.")
@@ -82,7 +86,7 @@ class CpuBackend(Immediate):
             cache = KVCache(spec, num_pages, model.page_size, dtype)
         with _allocating(f"{host_pages} host pages", "host_cache_gib"):
             host = HostCache(cache, host_pages)
-        return cls(decoder, cache, host, max_context, limits)
+        return cls(decoder, cache, host, max_context, limits, Grammars.of_model(directory, spec.vocab_size))
 
     def reset(self) -> None:
         self.forget_submitted()
@@ -98,6 +102,7 @@ class CpuBackend(Immediate):
         if not work.decode.size and not work.chunks:
             return StepOutput(b"", (), _failures(failed))
         batch = build_batch(self.rows, work, self.cache)
+        masks = self.grammars.begin(batch.sample_rows, self.rows)
         self.attention.start_step(batch)
         hidden = self.decoder.forward(batch.token_ids, batch.positions, self.attention)
         self.rows.computed_to(work)
@@ -108,11 +113,12 @@ class CpuBackend(Immediate):
             self.rows.failed[bad] = True
             return StepOutput(b"", (), _failures([*failed, *bad]), results)
         logits = self.decoder.logits(hidden.index_select(0, batch.sample_index))
-        sampled = sample(logits, batch.sample_rows, self.rows)
+        sampled = sample(logits, batch.sample_rows, self.rows, None if masks is None else masks.wait())
         self.rows.append(sampled.rows, sampled.tokens)
         bad = list(dict.fromkeys((*bad, *sampled.failed)))
-        self.rows.failed[bad] = True
-        return StepOutput(_samples(sampled), sampled.logprobs, _failures([*failed, *bad]), results)
+        self.rows.failed[[*bad, *sampled.stuck]] = True
+        failures = _failures([*failed, *bad]) + _failures(sampled.stuck, FinishReason.GRAMMAR_FAILED)
+        return StepOutput(_samples(sampled), sampled.logprobs, failures, results)
 
     def _move(self, moves: PageMoves) -> None:
         self.host.swap_out(moves.swap_out)
@@ -132,8 +138,8 @@ def _samples(sampled: Sampled) -> bytes:
     return np.stack((sampled.rows, sampled.positions, sampled.tokens), axis=1).astype("<i4").tobytes()
 
 
-def _failures(rows: list[int]) -> bytes:
-    return pack_i32(value for row in rows for value in (row, FinishReason.NUMERICAL_ERROR))
+def _failures(rows: Iterable[int], reason: FinishReason = FinishReason.NUMERICAL_ERROR) -> bytes:
+    return pack_i32(value for row in rows for value in (row, reason))
 
 
 def _physical_cores() -> int:
