@@ -46,6 +46,10 @@ class Masks:
     def of(self, row: int) -> Words | None:
         return self._words.get(row)
 
+    def stacked(self) -> tuple[list[int], Words]:
+        """(rows, their words int32[rows, words]) for backends that want all of them in one piece."""
+        return list(self._words), np.stack(list(self._words.values())) if self._words else np.zeros((0, 0), np.int32)
+
 
 class PendingMasks:
     def __init__(self, jobs: dict[int, Future[Words | None]], patience_s: float, on_late: Callable[[], None]) -> None:
@@ -134,7 +138,7 @@ class _Row:
             follower.follow(output)
             words = np.empty(self._num_words, dtype=np.int32)
             if follower.fill(words):
-                return words
+                return words if len(output) >= self._params.min_tokens else follower.without_stops(words)
             log.warning("a grammar allows nothing after %d tokens: %s", len(output), follower.problem or "dead end")
         except (LlmosError, ValueError) as error:
             log.warning("a grammar can not be followed: %s", error)

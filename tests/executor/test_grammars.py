@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from demo_grammars import DEMO, compiled
 from plan_driver import PlanDriver
@@ -25,9 +26,9 @@ END = 1
 SCHEMA = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "maxLength": 12},
+        "name": {"type": "string", "maxLength": 6},
         "size": {"type": "integer", "minimum": 10, "maximum": 99},
-        "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 2, "maxItems": 3},
+        "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 2, "maxItems": 2},
     },
     "required": ["name", "size", "tags"],
     "additionalProperties": False,
@@ -47,7 +48,7 @@ def driver(backend: CpuBackend) -> PlanDriver:
     return PlanDriver(backend)
 
 
-def held(driver: PlanDriver, grammar: Grammar | None = JSON, *, max_tokens: int = 45, **params):
+def held(driver: PlanDriver, grammar: Grammar | None = JSON, *, max_tokens: int = 60, **params):
     settings = {"temperature": 1.0, "stop_token_ids": (END,), "grammar": grammar}
     return driver.add(PROMPT, max_tokens, **settings | params)
 
@@ -93,7 +94,7 @@ def test_the_same_tokens_alone_in_company_preempted_swapped_and_forked(driver, b
     for _ in range(8):
         driver.step()
     settings = {"temperature": 1.0, "stop_token_ids": (END,), "grammar": JSON}
-    same, other = driver.fork(parent, 45, seed=9, **settings), driver.fork(parent, 45, seed=10, **settings)
+    same, other = driver.fork(parent, 60, seed=9, **settings), driver.fork(parent, 60, seed=10, **settings)
     driver.run()
     assert parent.output == same.output == expected
     assert other.output[:8] == expected[:8]
@@ -165,3 +166,25 @@ def test_without_grammars_nothing_is_loaded(driver):
     driver.run()
     assert len(seq.output) == 4
     assert driver.backend.grammars._threads is None
+
+
+def test_before_min_tokens_an_output_ends_only_if_it_has_to(driver):
+    long = held(driver, compiled("regex", "[a-z]{1,30}"), temperature=0.0, logit_bias=((END, 100.0),), min_tokens=6)
+    short = held(driver, compiled("regex", "[a-z]{1,30}"), temperature=0.0, logit_bias=((END, 100.0),))
+    has_to = held(driver, compiled("regex", "[0-9]{2}"), min_tokens=30)
+    driver.run()
+    assert long.output.index(END) == 6
+    assert short.output.index(END) == 1
+    assert has_to.output.index(END) <= 2
+
+
+def test_masks_in_one_piece_are_the_masks(driver):
+    first, second, _ = held(driver, seed=1), held(driver, compiled("regex", "[0-9]{4}")), held(driver, None)
+    driver.step()
+    table = driver.backend.rows
+    pending = driver.backend.grammars.begin(np.array([2, first.row, second.row]), table)
+    masks = pending.wait()
+    rows, words = masks.stacked()
+    assert sorted(rows) == sorted([first.row, second.row])
+    assert all((words[place] == masks.of(row)).all() for place, row in enumerate(rows))
+    assert words.shape == (2, 64)
