@@ -62,8 +62,16 @@ class PendingMasks:
         if late:
             log.error("%d grammars took longer than %.1f s for one token: given up", len(late), self._patience_s)
             self._on_late()
-        done = {row: job.result() for row, job in self._jobs.items() if job not in late}
+        done = {row: _result(job) for row, job in self._jobs.items() if job not in late}
         return Masks({row: words for row, words in done.items() if words is not None})
+
+
+def _result(job: Future[Words | None]) -> Words | None:
+    """None also if the library broke down over it, which may be the grammar's doing: that must not be everybody's end."""
+    if (problem := job.exception()) is not None:
+        log.error("a grammar broke down", exc_info=problem)
+        return None
+    return job.result()
 
 
 class Grammars:
