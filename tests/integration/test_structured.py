@@ -63,11 +63,11 @@ def test_a_share_of_the_generated_schemas(daemon: Daemon) -> None:
 
     async def run():
         async with AsyncClient(daemon.run_dir) as client:
-            return await run_schemas(client, range(SHARE), 300)
+            return await run_schemas(client, range(SHARE), 200)
 
     tally = asyncio.run(run())
     assert tally.wrong == []
-    assert tally.finished.total() > SHARE * 0.7
+    assert tally.finished.total() >= SHARE // 2
     assert all(tally.finished[level] for level in range(1, 6))
 
 
