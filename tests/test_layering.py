@@ -22,13 +22,16 @@ MAY_IMPORT = {
     "llmos.protocol": STDLIB | PROTOCOL | {"msgspec"},
     "llmos.ports": STDLIB | PROTOCOL | {"zmq", "llmos.ports"},
     "llmos.keys": STDLIB | PROTOCOL | {"zmq", "msgspec", "llmos.keys"},
+    "llmos.encoders": STDLIB,
     "llmos.guard": STDLIB,
     "llmos.log": STDLIB,
     "llmos.killpoints": STDLIB,
     "llmos.tcp_address": STDLIB | PROTOCOL,
     "llmos.toml_tables": STDLIB,
     "llmos.tools": STDLIB | PROTOCOL | {"llmos.tools"},
-    "llmos.config": STDLIB | PROTOCOL | {"llmos.log", "llmos.tcp_address", "llmos.toml_tables"},
+    "llmos.http_place": STDLIB | PROTOCOL | {"llmos.ports.endpoint", "llmos.tcp_address", "msgspec"},
+    "llmos.http_links": STDLIB | {"msgspec"},
+    "llmos.config": STDLIB | PROTOCOL | {"llmos.http_place", "llmos.log", "llmos.tcp_address", "llmos.toml_tables"},
 }
 KERNEL_HEAVY = HEAVY - {"numpy"}  # per-row arrays may be numpy columns where a measurement shows that it pays
 OURS = {f"llmos.{name}" for name in ("microkernel", "supervisor", "client", "ctl", "services", "kernels")}

@@ -38,8 +38,8 @@ def generate_request(prompt: Any, model: str | None, options: Mapping[str, Any])
     refuse_unknown(options, GenerateOptions.__optional_keys__)
     text, token_ids, messages = parse_prompt(prompt)
     params, deadline_ms = _output(options)
-    name, nice, parent, after = _placement(model, options)
-    request_id = _request_id(options)
+    name, nice, parent, after = placement(model, options)
+    key = request_id(options)
     tools, choice, parallel = _tools(options)
     return lambda req: Generate(
         req,
@@ -48,14 +48,14 @@ def generate_request(prompt: Any, model: str | None, options: Mapping[str, Any])
         token_ids,
         messages,
         params,
-        request_id,
+        key,
         nice,
         deadline_ms,
         parent,
         after,
-        tools,
-        choice,
-        parallel,
+        tools=tools,
+        tool_choice=choice,
+        parallel_tool_calls=parallel,
     )
 
 
@@ -63,9 +63,9 @@ def spawn_request(prompt: Any, model: str | None, options: Mapping[str, Any]) ->
     """`prompt` None: a sequence without tokens."""
     refuse_unknown(options, SpawnOptions.__optional_keys__)
     text, token_ids, messages = (None, None, None) if prompt is None else parse_prompt(prompt)
-    name, nice, parent, after = _placement(model, options)
-    request_id = _request_id(options)
-    return lambda req: Spawn(req, name, text, token_ids, messages, nice, parent, after, request_id)
+    name, nice, parent, after = placement(model, options)
+    key = request_id(options)
+    return lambda req: Spawn(req, name, text, token_ids, messages, nice, parent, after, key)
 
 
 def append_request(rid: int, text: Any) -> ForModel[Append]:
@@ -108,6 +108,8 @@ def aged(build: Build[Message], seconds: Callable[[], float]) -> Build[Message]:
 
     def build_aged(req: int) -> Message:
         message = build(req)
+        if isinstance(message, Generate):
+            message = msgspec.structs.replace(message, again=True)
         deadline_ms = getattr(message, "deadline_ms", None)
         if deadline_ms is None:
             return message
@@ -135,7 +137,7 @@ def _tools(options: Mapping[str, Any]) -> tuple[tuple[Tool, ...], str, bool]:
     return tools, choice, parallel
 
 
-def _placement(model: str | None, options: Mapping[str, Any]) -> tuple[str | None, int, int | None, tuple[int, ...]]:
+def placement(model: str | None, options: Mapping[str, Any]) -> tuple[str | None, int, int | None, tuple[int, ...]]:
     """(model, nice, parent, after)."""
     parent = options.get("parent")
     return (
@@ -150,6 +152,6 @@ def _model(name: Any) -> str | None:
     return None if name is None else checked_name("model", name, limits.MAX_MODEL_NAME_CHARS)
 
 
-def _request_id(options: Mapping[str, Any]) -> str | None:
+def request_id(options: Mapping[str, Any]) -> str | None:
     name = options.get("client_request_id")
     return None if name is None else checked_name("client_request_id", name, limits.MAX_REQUEST_ID_CHARS)

@@ -14,10 +14,13 @@ from llmos.protocol.messages import (
     Append,
     Attach,
     Continue,
+    Detokenize,
+    Embed,
     Encode,
     Encoded,
     Generate,
     ModelInfo,
+    Render,
     SeqAppend,
     SeqAttach,
     SeqContinue,
@@ -26,8 +29,9 @@ from llmos.protocol.messages import (
     Spawn,
     Tokenize,
 )
-from llmos.protocol.params import Grammar
+from llmos.protocol.params import Grammar, SamplingParams
 from llmos.services.gateway import validate
+from llmos.services.gateway.encodings import Encoding
 from llmos.services.gateway.exchanges import Exchange
 from llmos.services.gateway.owners import Asker
 from llmos.services.gateway.requests import Outbox, Request
@@ -75,6 +79,41 @@ def generate(message: Generate, entry: Entry) -> Request:
     return _encode(request, message, checked.model, entry, checked.params.grammar)
 
 
+def embed(message: Embed, entry: Entry) -> Request:
+    info = validate.check_embed(message, entry.models, entry.asker.is_administrator)
+    question = SeqSubmit(
+        entry.number,
+        info.model,
+        b"",
+        validate.complete_params(SamplingParams(), info),
+        entry.asker.owner,
+        entry.key if message.client_request_id is None else message.client_request_id,
+        message.nice,
+        message.deadline_ms,
+        message.parent,
+        message.after,
+        second_at=0,
+    )
+    client, durable = entry.asker.client, _is_durable(message)
+    request = Encoding(
+        entry.number,
+        client,
+        message.req,
+        info.model,
+        question,
+        labels=info.labels,
+        received=entry.now,
+        is_durable=durable,
+    )
+    if message.token_ids is not None:
+        request.encoded(Encoded(entry.number, message.token_ids), info, entry.now, entry.out)
+    else:
+        text, second = message.text or "", message.second
+        question_of_text = Encode(entry.number, info.model, text, None, second=second, truncate=message.truncate)
+        request.encode(question_of_text, len(text) + len(second or ""))
+    return request
+
+
 def spawn(message: Spawn, entry: Entry) -> Request:
     info = validate.check_spawn(message, entry.models, entry.asker.is_administrator)
     question = SeqSpawn(
@@ -103,6 +142,13 @@ def tokenize(message: Tokenize, entry: Entry) -> Request:
     info = validate.check_tokenize(message, entry.models)
     request = Exchange(entry.number, entry.asker.client, message.req, info.model)
     return _encode(request, message, info, entry)
+
+
+def detokenize(message: Detokenize, entry: Entry) -> Request:
+    info = validate.check_detokenize(message, entry.models)
+    request = Exchange(entry.number, entry.asker.client, message.req, info.model)
+    request.encode(Render(entry.number, info.model, message.token_ids), len(message.token_ids))
+    return request
 
 
 def go_on(message: Continue, entry: Entry) -> Request:
@@ -134,15 +180,17 @@ def attach(message: Attach, entry: Entry) -> Request:
 
 INTAKE: dict[type, Callable[[Any, Entry], Request]] = {
     Generate: generate,
+    Embed: embed,
     Spawn: spawn,
     Append: append,
     Continue: go_on,
     Attach: attach,
     Tokenize: tokenize,
+    Detokenize: detokenize,
 }
 
 
-def _is_durable(message: Generate | Spawn) -> bool:
+def _is_durable(message: Generate | Spawn | Embed) -> bool:
     """Did the caller name it, to find it again? Libraries name requests to be able to repeat them, and say so."""
     key = message.client_request_id
     return key is not None and not key.startswith(MADE_UP_REQUEST_ID)
@@ -175,7 +223,8 @@ def _encode(
     size = len(message.text or "") + sum(validate.size_of(part) for part in chat or ()) + len(given)
     if message.text is not None or chat is not None:
         pieces, continues = isinstance(message, Tokenize), isinstance(message, Append)
-        request.encode(Encode(entry.number, info.model, message.text, chat, pieces, continues, tools, grammar), size)
+        asked = Encode(entry.number, info.model, message.text, chat, pieces, continues, tools=tools, grammar=grammar)
+        request.encode(asked, size)
     elif grammar is not None:
         request.encode(_compile(entry.number, info.model, grammar), size + len(grammar.text))
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llguidance import LLTokenizer
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from llmos.errors import InvalidRequest, LlmosError, ModelError, NotFound
 from llmos.protocol.messages import ChatMessage, ModelInfo, Tool, ToolFormat
@@ -24,7 +24,7 @@ from llmos.services.grammar.vocabulary import make_vocabulary
 from llmos.services.text.directory import ModelDirectory
 from llmos.services.text.loading import load_tokenizer
 from llmos.services.tokenizer.chat import ChatTemplate, find_template
-from llmos.services.tokenizer.incremental import DecodePlan, token_bytes
+from llmos.services.tokenizer.incremental import DecodePlan, plain_bytes, token_bytes
 from llmos.services.tokenizer.stream import TextStream
 from llmos.tools import FAMILIES, find_family
 
@@ -55,6 +55,18 @@ class ServedModel:
         if continues:
             return self._encode(text, self._continuing, add_special_tokens=False)
         return self._encode(text, self._tokenizer, add_special_tokens=True)
+
+    def encode_whole(self, text: str, second: str | None, *, truncate: bool) -> tuple[list[int], int]:
+        """(ids, where the second text begins as the tokenizer marks it, or 0) of a text, or of two, for an encoder."""
+        tokenizer = self._needed(self._tokenizer, "text")
+        parts = [self._parts(tokenizer, part) for part in (text, second) if part is not None]
+        if truncate:
+            room = self.info.max_context - tokenizer.num_special_tokens_to_add(len(parts) == 2)
+            _shorten(parts, max(0, room))
+        whole = tokenizer.post_process(parts[0], parts[1] if len(parts) == 2 else None, True)
+        ids: list[int] = whole.ids
+        types: list[int] = whole.type_ids
+        return ids, types.index(1) if 1 in types else 0
 
     def encode_chat(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Ids of a conversation by the model's chat template, which writes its own special tokens."""
@@ -89,6 +101,14 @@ class ServedModel:
             return tuple(token_bytes(token).decode(errors="replace") for token in tokens)
         return tuple(token.replace("\u2581", " ") for token in tokens)
 
+    def piece_bytes(self, ids: Iterable[int]) -> tuple[bytes, ...]:
+        """Each token alone, as the bytes it stands for; empty if it stands for nothing."""
+        tokenizer = self._needed(self._tokenizer, "token_ids")
+        tokens = [tokenizer.id_to_token(token_id) or "" for token_id in ids]
+        if self._byte_level:
+            return tuple(map(token_bytes, tokens))
+        return tuple(map(plain_bytes, tokens))
+
     def open_stream(self, stops: tuple[str, ...]) -> TextStream:
         return TextStream(self._plan, stops)
 
@@ -108,10 +128,36 @@ class ServedModel:
         ids: list[int] = encoded[0].ids
         return ids
 
+    def _parts(self, tokenizer: Tokenizer, text: str) -> Encoding:
+        """A text without the special tokens around it."""
+        try:
+            return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+        except Exception as error:  # noqa: BLE001  (as in `_encode`)
+            raise InvalidRequest(f"text: the model's tokenizer can not encode it: {error}", field="text") from None
+
     def _needed(self, tokenizer: Tokenizer | None, field: str) -> Tokenizer:
         if tokenizer is None:
             raise InvalidRequest(f"model {self.info.model} has no tokenizer: send token_ids", field=field)
         return tokenizer
+
+
+def _shorten(parts: list[Encoding], room: int) -> None:
+    """Cut the ends of texts until all fit into `room` tokens: of two, the longer one first."""
+    lengths = [len(part.ids) for part in parts]
+    if (excess := sum(lengths) - room) <= 0:
+        return
+    if len(parts) == 2:
+        longer = int(lengths[1] > lengths[0])
+        cut = min(excess, abs(lengths[0] - lengths[1]))
+        lengths[longer] -= cut
+        excess -= cut
+        lengths[1 - longer] -= excess // 2
+        excess -= excess // 2
+        lengths[longer] -= excess
+    else:
+        lengths[0] -= excess
+    for part, length in zip(parts, lengths):
+        part.truncate(max(0, length))
 
 
 def load_model(name: str, path: Path, *, max_context: int = 0, fake: bool = False) -> ServedModel:
@@ -134,6 +180,8 @@ def load_model(name: str, path: Path, *, max_context: int = 0, fake: bool = Fals
         eos_token_ids=eos,
         has_chat_template=template is not None,
         defaults=directory.sampling_defaults(),
+        task=directory.task,
+        labels=directory.labels(),
         tools=_tool_format(template, tokenizer),
         has_grammar=tokenizer is not None and not fake,
     )
