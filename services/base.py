@@ -9,7 +9,6 @@ it is asked to stop. Exit codes: 0 stopped on request, 72 a typed error (reporte
 from __future__ import annotations
 
 import argparse
-import asyncio
 import ctypes
 import faulthandler
 import logging
@@ -20,13 +19,17 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmos.config import Config, ModelConfig, load_config
 from llmos.errors import ConfigError, LlmosError
 from llmos.guard import forbid
 from llmos.log import setup_logging
 from llmos.ports.endpoint import RunDir
-from llmos.ports.lifeline import AsyncLifeline, Lifeline
+from llmos.ports.lifeline import Lifeline
+
+if TYPE_CHECKING:
+    from llmos.ports.async_lifeline import AsyncLifeline
 
 EXIT_FAILED = 72
 HANG_VARIABLE = "LLMOS_FAKE_HANG"  # set to 1 for tests: SIGUSR1 then makes a service hang
@@ -80,11 +83,13 @@ def async_service_main(role: str, run: Callable[[ServiceContext, AsyncLifeline],
     try:
         from uvloop import run as run_loop
     except ImportError:
-        run_loop = asyncio.run
+        from asyncio import run as run_loop
     sys.exit(run_loop(_run_async(start, run)))
 
 
 async def _run_async(start: _Start, run: Callable[[ServiceContext, AsyncLifeline], Awaitable[None]]) -> int:
+    from llmos.ports.async_lifeline import AsyncLifeline
+
     line = AsyncLifeline(start.context.run_dir, start.context.role, start.context.name, supervised=start.supervised)
     try:
         await line.connect(_CONNECT_TIMEOUT_S)

@@ -90,6 +90,8 @@ def aged(build: Build[Message], seconds: Callable[[], float]) -> Build[Message]:
 
     def build_aged(req: int) -> Message:
         message = build(req)
+        if isinstance(message, Generate):
+            message = msgspec.structs.replace(message, again=True)
         deadline_ms = getattr(message, "deadline_ms", None)
         if deadline_ms is None:
             return message

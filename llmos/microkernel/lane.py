@@ -67,8 +67,11 @@ class Lane:
         if self.executor is not None:
             self._note_wrong("it registers again and again", now)
         self.generation += 1
+        # Who waits for it lines up only once: with thousands in the queue the second time would be a tenth of a second of the pause.
+        is_expected = self.executor is None and self.scheduler is not None and ready == self.capabilities
         self.executor, self.executor_pid = peer, pid
-        self._renew(ready, now)
+        if not is_expected:
+            self._renew(ready, now)
 
     def expect(self, ready: ExecutorReady, now: float) -> None:
         """An executor with these capacities served before the microkernel died, and will register again."""

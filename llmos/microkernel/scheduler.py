@@ -213,8 +213,8 @@ class Scheduler:
         if seq.started_at is None:
             seq.started_at = now
             self.measures.queue.add(now - seq.turn_at)
-            seq.cached_tokens = seq.kept_tokens
-            self.counters.prefix_hit_tokens += seq.kept_tokens
+            seq.cached_tokens = min(seq.kept_tokens, seq.prompt_len)  # a fork has more
+            self.counters.prefix_hit_tokens += seq.cached_tokens
             self.counters.prefix_query_tokens += seq.prompt_len
         self._builder.row_adds.append(
             RowAdd(

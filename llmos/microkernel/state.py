@@ -35,6 +35,7 @@ from llmos.microkernel.sequence import NOBODY, Sequence
 from llmos.microkernel.tenants import TenantLimits
 from llmos.protocol import messages as m
 
+_DRAIN_RETRY_S = 1.0  # a client that is told so asks the llmosd that is started next
 _GENERATION_BITS = 128 - 40  # of the root: 40 bits make the numbers of two processes differ
 
 
@@ -124,7 +125,7 @@ class State:
         if self.refusal is not None:
             raise Unavailable(self.refusal)
         if self.draining:
-            raise Unavailable("llmosd is stopping and takes no new work")
+            raise Unavailable("llmosd is stopping and takes no new work", retry_after_s=_DRAIN_RETRY_S)
 
     # ------------------------------------------------------------ the journal
 

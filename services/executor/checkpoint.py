@@ -37,10 +37,11 @@ _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "
 
 
 class Checkpoint:
-    """All tensors of a directory by name. `take` hands each one out once; `finish` complains about what nobody took."""
+    """All tensors of a directory by name. `take` hands each one out once, on `device`; `finish` complains about what nobody took."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, device: str = "cpu") -> None:
         self.directory = directory
+        self._device = device
         self._headers: dict[str, tuple[Path, str, list[int]]] = {}  # tensor -> (shard, dtype, shape)
         for shard in _shards(directory):
             for name, (dtype, shape) in _read_header(shard).items():
@@ -79,7 +80,7 @@ class Checkpoint:
         self._taken.add(name)
         try:
             if shard not in self._open:
-                self._open[shard] = safe_open(shard, framework="pt")
+                self._open[shard] = safe_open(shard, framework="pt", device=self._device)
             return self._open[shard].get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{shard}: tensor {name!r} can not be read: {error}") from None

@@ -21,7 +21,7 @@ from llmos.errors import ConfigError
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import StepPlan
 from llmos.services.executor.attention import PagedAttention
-from llmos.services.executor.backend import Capabilities, Limits, StepOutput, Tick
+from llmos.services.executor.backend import Capabilities, Immediate, Limits, StepOutput, Tick, with_defaults
 from llmos.services.executor.batch import build_batch
 from llmos.services.executor.host_cache import HostCache, count_host_pages
 from llmos.services.executor.kv_cache import KVCache, count_pages
@@ -37,7 +37,7 @@ from llmos.services.executor.spec import limit_context, read_spec
 log = logging.getLogger(__name__)
 
 
-class CpuBackend:
+class CpuBackend(Immediate):
     """Executes plans on the processor."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, host: HostCache, max_context: int, limits: Limits) -> None:
@@ -71,6 +71,7 @@ class CpuBackend:
     @classmethod
     def open(cls, model: ModelConfig, directory: Path, limits: Limits, tick: Tick) -> CpuBackend:
         """Load a model directory; raises `ModelError`, or `ConfigError` for settings the model can not have."""
+        model = with_defaults(model)
         torch.set_num_threads(model.threads or _physical_cores())
         spec = read_spec(directory)
         max_context = limit_context(spec, model.max_context)
@@ -84,6 +85,7 @@ class CpuBackend:
         return cls(decoder, cache, host, max_context, limits)
 
     def reset(self) -> None:
+        self.forget_submitted()
         self.rows.clear()
 
     @torch.inference_mode()

@@ -81,6 +81,8 @@ from llmos.protocol.messages import (
     SeqAttached,
     SeqCancel,
     SeqDetach,
+    SeqSpawn,
+    SeqSubmit,
     Stats,
 )
 from llmos.services.gateway.questions import Question
@@ -145,6 +147,17 @@ class Request(ABC):
         self.strikes = 0
         self._text: Encode | Render | None = None
         self._question = question
+
+    @property
+    def has_output(self) -> bool:
+        """Some of its output was there already."""
+        return False
+
+    @property
+    def owner(self) -> str | None:
+        """Whose a sequence is that it is to make; None: it makes none."""
+        wanted = self._question.wanted if self._question is not None else None
+        return wanted.owner if isinstance(wanted, (SeqSubmit, SeqSpawn)) else None
 
     @property
     def is_over(self) -> bool:

@@ -7,6 +7,7 @@ models and reaches both services, so a client never meets half a gateway. States
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,9 +18,9 @@ from llmos.keys.ring import KeyRing
 from llmos.keys.roles import Role
 from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
+from llmos.ports.async_lifeline import AsyncLifeline
 from llmos.ports.endpoint import RunDir
-from llmos.ports.lifeline import AsyncLifeline
-from llmos.ports.monitor import LossMonitor
+from llmos.ports.monitor import CrowdMonitor
 from llmos.protocol import limits
 from llmos.protocol.codec import Schema
 from llmos.protocol.failures import error_message
@@ -34,6 +35,10 @@ from llmos.services.gateway.sockets import check_listening
 from llmos.tcp_address import parse_address
 
 _PROBE_EVERY_S = 10.0
+_MOST_CONNECTIONS = (
+    8192  # per socket, greeted or not: thrown out they would come again at once, so they are let be for long
+)
+_SPARE_DESCRIPTORS = 256
 
 _from_client: Schema[Any] = Schema(ClientToGateway, max_bytes=limits.MAX_CLIENT_MESSAGE_BYTES)
 _CLIENT_ROLES = frozenset({"client"})
@@ -57,7 +62,7 @@ class Gateway(GatewayCore):
         self._run_dir = run_dir
         self._max_clients = max_clients
         self._door = door
-        self._monitors: list[LossMonitor] = []
+        self._monitors: list[CrowdMonitor] = []
         self._tables: list[ClientTable[int]] = []
         self._probe_at = 0.0
 
@@ -116,8 +121,14 @@ class Gateway(GatewayCore):
     def _table(self, listener: AsyncListener[Any], on_gone: Callable[[Any], None], prefix: bytes) -> ClientTable[int]:
         table: ClientTable[int] = ClientTable(listener, on_gone, prefix)
         self._tables.append(table)
-        self._monitors.append(LossMonitor(listener.socket))
+        self._monitors.append(CrowdMonitor(listener, self._most_connections()))
         return table
+
+    def _most_connections(self) -> int:
+        """Of one socket, so that all together never take the last descriptor, of which libzmq would die."""
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        sockets = 2 if self._door is None else 4
+        return max(self._max_clients, min(_MOST_CONNECTIONS, (descriptors - _SPARE_DESCRIPTORS) // sockets))
 
     def _data_left(self, client: ClientState[int]) -> None:
         self.router.on_client_gone(client, time.monotonic())
@@ -130,7 +141,7 @@ class Gateway(GatewayCore):
             peer, message = await table.listener.receive()
             handle(table.of(peer), message)
 
-    async def _watch(self, monitor: LossMonitor) -> None:
+    async def _watch(self, monitor: CrowdMonitor) -> None:
         """Somebody left; who it was, the next probe tells (not this instant: libzmq needs a moment to notice
         itself).
         """

@@ -55,7 +55,7 @@ from llmos.services.tokenizer.models import ModelTable, ServedModel, load_model
 from llmos.services.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
-    from llmos.ports.lifeline import AsyncLifeline
+    from llmos.ports.async_lifeline import AsyncLifeline
 
 log = logging.getLogger(__name__)
 

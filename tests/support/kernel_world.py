@@ -255,6 +255,8 @@ class Stream:
 class World:
     """Kernel, executor and gateway wired together."""
 
+    vocab_size = VOCAB
+
     def __init__(
         self, num_pages: int = 64, page_size: int = 4, *, max_rows: int = 8, max_step_tokens: int = 32,
         steps_in_flight: int = 2, prefix_cache: bool = True, window: int = 10**6, max_context: int = 4096,
@@ -285,10 +287,14 @@ class World:
         self.executor_peer += 1
         num_pages, page_size, max_rows, max_step_tokens, max_context = self.shape
         ready = m.ExecutorReady(
-            "demo", num_pages, page_size, max_rows, max_step_tokens, max_context, VOCAB, "float32", "fake",
+            "demo", num_pages, page_size, max_rows, max_step_tokens, max_context, self.vocab_size, "float32", "fake",
             *self.host_shape, self.output_size,
         )  # fmt: skip
         self.send(self._executor_sender(), ready)
+
+    def make_executor(self, generation: int):
+        """Who executes plans in this generation."""
+        return FakeExecutor(generation, *self.shape[:2], self.host_shape[0], self.output_size)
 
     def row_add(self, rid: int) -> m.RowAdd:
         """How a sequence last entered the executor."""
@@ -413,7 +419,7 @@ class World:
         for send in sends:
             message = _from_kernel.decode(encode(send.message))
             if isinstance(message, m.ExecutorWelcome):
-                self.executor = FakeExecutor(message.generation, *self.shape[:2], self.host_shape[0], self.output_size)
+                self.executor = self.make_executor(message.generation)
             elif isinstance(message, m.StepPlan):
                 self.plans.append(message)
                 if self.executor is not None and send.peer == self.executor_peer:

@@ -35,7 +35,7 @@ class Generate(Message, tag=10, frozen=True):
 
     `nice`: -20 (most urgent) to 19; below 0 is for administrators. `deadline_ms`: from now; a sequence still waiting then is ended,
     one that can not be done by then is refused. `parent`: the sequence whose job it belongs to. `after`: it waits until these have
-    ended, and ends itself if one of them does badly.
+    ended, and ends itself if one of them does badly. `again`: it may have been accepted before, under the same `client_request_id`.
     """
 
     req: int
@@ -49,6 +49,7 @@ class Generate(Message, tag=10, frozen=True):
     deadline_ms: float | None = None
     parent: int | None = None
     after: tuple[int, ...] = ()
+    again: bool = False
 
 
 class Accepted(Message, tag=11, frozen=True):

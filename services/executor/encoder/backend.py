@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmos.config import ModelConfig
 from llmos.protocol.messages import RowResult, StepPlan
-from llmos.services.executor.backend import Capabilities, Limits, StepOutput, Tick
+from llmos.services.executor.backend import Capabilities, Immediate, Limits, StepOutput, Tick
 from llmos.services.executor.checkpoint import Checkpoint
 from llmos.services.executor.encoder.model import Encoder
 from llmos.services.executor.encoder.output import TextOutput
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class EncoderBackend:
+class EncoderBackend(Immediate):
     """Executes plans by encoding."""
 
     def __init__(self, encoder: Encoder, output: TextOutput, capabilities: Capabilities) -> None:
@@ -72,6 +72,7 @@ class EncoderBackend:
         return cls(encoder, output, capabilities)
 
     def reset(self) -> None:
+        self.forget_submitted()
         self.rows.clear()
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ import numpy as np
 
 from llmos.config import ModelConfig
 from llmos.protocol.messages import RowResult, StepPlan
-from llmos.services.executor.backend import Capabilities, Limits, StepOutput
+from llmos.services.executor.backend import Capabilities, Immediate, Limits, StepOutput
 from llmos.services.executor.encoder.rows import Text, TextRows, failures, text_capabilities
 from llmos.services.executor.encoder.spec import read_encoder_spec
 from llmos.services.executor.fake import POISON_VARIABLE, POISONED_EXIT, STEP_MS_VARIABLE
@@ -29,7 +29,7 @@ def fake_vector(ids: bytes, second_at: int, size: int) -> bytes:
     return np.random.Generator(np.random.Philox(int.from_bytes(seed, "little"))).random(size).astype("<f4").tobytes()
 
 
-class FakeEncoder:
+class FakeEncoder(Immediate):
     """Executes plans by hashing."""
 
     def __init__(self, capabilities: Capabilities, *, step_s: float = 0.0, poison: int | None = None) -> None:
@@ -51,6 +51,7 @@ class FakeEncoder:
         return cls(capabilities, step_s=step_s, poison=int(poison) if poison else None)
 
     def reset(self) -> None:
+        self.forget_submitted()
         self.rows.clear()
 
     def execute(self, plan: StepPlan) -> StepOutput:

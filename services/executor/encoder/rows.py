@@ -14,7 +14,7 @@ from llmos.config import ModelConfig
 from llmos.errors import ModelError
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import StepPlan
-from llmos.services.executor.backend import MAX_PAGES, Capabilities, Limits
+from llmos.services.executor.backend import MAX_PAGES, Capabilities, Limits, with_defaults
 from llmos.services.executor.rows import Ints, RowTable
 
 
@@ -68,6 +68,7 @@ def text_capabilities(
     model: ModelConfig, limits: Limits, *, max_text: int, vocab_size: int, dtype: str, device: str, output_size: int
 ) -> Capabilities:
     """Pages are a measure, so by default there are enough for every row's longest text."""
+    model = with_defaults(model)
     if model.max_context > max_text:
         text = f"max_context {model.max_context} is over the model's own limit of {max_text} tokens a text"
         raise ModelError(text, field="max_context")

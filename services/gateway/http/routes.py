@@ -16,6 +16,7 @@ from llmos.services.gateway.http import (
     openai_responses,
     openapi,
     page_door,
+    page_files,
     tokens,
 )
 from llmos.services.gateway.http.context import Endpoint
@@ -33,6 +34,8 @@ class Route:
 
 _SEQUENCE = "/llmos/v1/sequences/{rid:int}"
 ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", page_files.page, is_open=True),
+    Route("GET", "/page/{name}", page_files.page_file, is_open=True),
     Route("GET", "/livez", health.livez, is_open=True),
     Route("GET", "/readyz", health.readyz, is_open=True),
     Route("GET", "/progressz", health.progressz),

@@ -17,7 +17,7 @@ import uvicorn
 from llmos.config import HttpConfig, state_dir
 from llmos.errors import ConfigError
 from llmos.keys.ring import KeyRing
-from llmos.ports.lifeline import AsyncLifeline
+from llmos.ports.async_lifeline import AsyncLifeline
 from llmos.services.base import ServiceContext
 from llmos.services.gateway.audit import AuditLog
 from llmos.services.gateway.http.access import Access
