@@ -36,12 +36,13 @@ from llmos.services.executor.cuda.kv_pool import KVPool
 from llmos.services.executor.cuda.model import DeviceModel
 from llmos.services.executor.cuda.operations import Context, open_operations
 from llmos.services.executor.cuda.products import choose_product
-from llmos.services.executor.cuda.results import PendingStep, ResultSlot
+from llmos.services.executor.cuda.results import PendingStep, ResultSlot, ScoreSlot
 from llmos.services.executor.cuda.row_diff import RowDiff
 from llmos.services.executor.cuda.tables import position_table, row_table_for
 from llmos.services.executor.cuda.workspace import Workspace
 from llmos.services.executor.models.decoder import Decoder
 from llmos.services.executor.page_moves import PageMoves, read_moves
+from llmos.services.executor.prompt_scores import wanted_scores
 from llmos.services.executor.rows import RowTable, Work
 
 if TYPE_CHECKING:
@@ -123,12 +124,16 @@ class CudaBackend:
         logprobs = columns.logprobs[sampling]
         adjust, report = bool(columns.special[sampling].any()), bool((logprobs >= 0).any())
         result = self._slots[slot]
+        wanted = wanted_scores(work.decode.size, work.chunks, self.rows)
+        scores = [ScoreSlot(self.device, each, int(self.rows.life[each.row])) for each in wanted]
         with fatal_errors():
             self.device.run(
-                torch.inference_mode()(lambda: self._compute(moves, work, shape, upload, result, adjust, report))
+                torch.inference_mode()(
+                    lambda: self._compute(moves, work, shape, upload, result, adjust, report, scores)
+                )
             )
             mark = self.device.mark()
-        step = PendingStep(result, mark, sampling, self.rows.life[sampling], logprobs, list(work.skipped))
+        step = PendingStep(result, mark, sampling, self.rows.life[sampling], logprobs, list(work.skipped), scores)
         self.rows.computed_to(work)
         self.rows.length[sampling] += 1
         self._in_flight.append(step)
@@ -174,6 +179,7 @@ class CudaBackend:
         result: ResultSlot,
         adjust: bool,
         report: bool,
+        scores: list[ScoreSlot],
     ) -> None:
         """Device work: a whole step."""
         self.pool.move(moves)
@@ -187,6 +193,8 @@ class CudaBackend:
             self.graphs.run(shape.num_decodes, adjust=adjust, report=report)
         if shape.num_samples:
             result.fetch(self.work, self.ops, shape.num_samples, report=report)
+        for score in scores:
+            self.model.score(score)
 
 
 def check_limits(limits: Limits) -> None:
