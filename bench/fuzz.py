@@ -28,8 +28,11 @@ from hostile.neighbour import Neighbour
 from hostile.report import add_options, report, show_log
 from hostile.target import Target
 
+from llmos.services.executor.fake import STEP_MS_VARIABLE
+
 INSIDE = "inside"
 MEND_EVERY, CHECK_EVERY = 300, 500
+STEP_MS = "5"  # of the fake models: so fast as they can be, the innocent client's steps would take most of the machine
 
 
 def main() -> int:
@@ -42,7 +45,7 @@ def attack(port: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One port of a daemon of its own."""
     started = time.monotonic()
     trouble = ""
-    with Target() as target, Neighbour(target.run_dir) as neighbour:
+    with Target(environment={STEP_MS_VARIABLE: STEP_MS}) as target, Neighbour(target.run_dir) as neighbour:
         attacker = Attacker(port, target, arguments.seed, lambda sent: progress(port, sent, arguments.frames))
         try:
             attacker.run(arguments.frames)

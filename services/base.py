@@ -9,7 +9,6 @@ it is asked to stop. Exit codes: 0 stopped on request, 72 a typed error (reporte
 from __future__ import annotations
 
 import argparse
-import asyncio
 import ctypes
 import faulthandler
 import logging
@@ -20,13 +19,17 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmos.config import Config, ModelConfig, load_config
 from llmos.errors import ConfigError, LlmosError
 from llmos.guard import forbid
 from llmos.log import setup_logging
 from llmos.ports.endpoint import RunDir
-from llmos.ports.lifeline import AsyncLifeline, Lifeline
+from llmos.ports.lifeline import Lifeline
+
+if TYPE_CHECKING:
+    from llmos.ports.async_lifeline import AsyncLifeline
 
 EXIT_FAILED = 72
 HANG_VARIABLE = "LLMOS_FAKE_HANG"  # set to 1 for tests: SIGUSR1 then makes a service hang
@@ -37,13 +40,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServiceContext:
-    """Who this process is. `model` is set for services that serve one model."""
+    """Who this process is. `model` is set for services that serve one model, `listen_fd` for those that get their listening
+    socket from llmosd."""
 
     config: Config
     run_dir: RunDir
     role: str
     name: str
     model: ModelConfig | None
+    listen_fd: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,13 @@ def async_service_main(role: str, run: Callable[[ServiceContext, AsyncLifeline],
     try:
         from uvloop import run as run_loop
     except ImportError:
-        run_loop = asyncio.run
+        from asyncio import run as run_loop
     sys.exit(run_loop(_run_async(start, run)))
 
 
 async def _run_async(start: _Start, run: Callable[[ServiceContext, AsyncLifeline], Awaitable[None]]) -> int:
+    from llmos.ports.async_lifeline import AsyncLifeline
+
     line = AsyncLifeline(start.context.run_dir, start.context.role, start.context.name, supervised=start.supervised)
     try:
         await line.connect(_CONNECT_TIMEOUT_S)
@@ -110,6 +117,7 @@ def _start(role: str) -> _Start:
     parser.add_argument("--config", type=Path, help="configuration file; without it the built-in defaults")
     parser.add_argument("--name", default="")
     parser.add_argument("--model", help="the model this process serves")
+    parser.add_argument("--listen-fd", type=int, help="the inherited socket that this process serves")
     parser.add_argument(
         "--no-supervisor", action="store_true", help="run alone: print `ready NAME` instead of reporting"
     )
@@ -121,7 +129,9 @@ def _start(role: str) -> _Start:
     try:
         config = load_config(options.config)
         setup_logging(name, config.daemon.log_level)
-        context = ServiceContext(config, RunDir(options.run_dir), role, name, _find_model(config, options.model))
+        context = ServiceContext(
+            config, RunDir(options.run_dir), role, name, _find_model(config, options.model), options.listen_fd
+        )
         _limit(config, role)
         if os.environ.get(HANG_VARIABLE) == "1":
             signal.signal(signal.SIGUSR1, _hang)
@@ -138,14 +148,18 @@ def _hang(*_: object) -> None:
 
 def _limit(config: Config, role: str) -> None:
     """What strangers can talk to may run out of memory, but only of its own; and has room for as many connections as it may."""
-    memory_mib = {"gateway": config.gateway.memory_mib, "tokenizer": config.tokenizer.memory_mib}.get(role, 0)
+    memory_mib = {
+        "gateway": config.gateway.memory_mib,
+        "http": config.http.memory_mib,
+        "tokenizer": config.tokenizer.memory_mib,
+    }.get(role, 0)
     if memory_mib:
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = memory_mib << 20
         resource.setrlimit(
             resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most)
         )
-    if role == "gateway":
+    if role in ("gateway", "http"):
         now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
         if now != resource.RLIM_INFINITY:

@@ -35,7 +35,6 @@ class Connection:
         self._place = place
         self._name = name
         self._on_lost = on_lost
-        self._ended = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self, role_name: str) -> None:
@@ -113,13 +112,6 @@ class Connection:
         assert isinstance(answer, expected), answer
         return answer
 
-    async def ends_within(self, seconds: float) -> bool:
-        """Does it end, too? A gateway that is told to stop says so to every request before it goes."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ended.wait()
-        return self.closed
-
     def close(self, error: LlmosError) -> None:
         """Fail all waiters with `error` and leave; what ends with its client is ended. Idempotent."""
         if self.closed:
@@ -131,7 +123,6 @@ class Connection:
 
     def _end(self, linger_ms: int) -> None:
         self.closed = True
-        self._ended.set()
         for task in self._tasks:
             task.cancel()
         self._close_sockets(linger_ms)

@@ -18,11 +18,13 @@ import math
 from collections.abc import Callable
 
 from llmos.client._core import Sink
-from llmos.client.types import Chunk, Completion
+from llmos.client.chat import split_calls
+from llmos.client.types import Chunk, Completion, PromptToken
 from llmos.codes import FinishReason
 from llmos.errors import LlmosError, ProtocolError, SequenceFailed, Unavailable
 from llmos.protocol.failures import typed
-from llmos.protocol.messages import Accepted, Cancel, Error, Finished, Message, TokenLogprobs, Tokens
+from llmos.protocol.messages import Accepted, Cancel, Error, Finished, Message, PromptLogprobs, TokenLogprobs, Tokens
+from llmos.protocol.prompt_logprobs import unpack_records
 
 _WHY = {  # the other names speak for themselves
     FinishReason.DEADLINE: "its deadline passed while it waited,",
@@ -61,11 +63,13 @@ class Generation:
         self.wants_logprobs = False
         self._start = start
         self._model = ""
+        self._tool_family: str | None = None
         self._sink = sink
         self._on_lost = on_lost
         self._text: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt: list[PromptToken] = []
 
     def asked(self, req: int) -> Generation:
         """It is asked for, or for the rest of it, under this number."""
@@ -81,6 +85,8 @@ class Generation:
     def deliver(self, message: Message) -> Message | None:
         if isinstance(message, Tokens):
             return self._tokens(message)
+        if isinstance(message, PromptLogprobs):
+            return self._scored(message)
         if isinstance(message, Accepted):
             return self._accepted(message)
         if isinstance(message, Finished):
@@ -105,6 +111,9 @@ class Generation:
             return None  # it may be somebody else's: nothing is ended
         self.accepted = True
         self.rid, self.prompt_tokens, self._model = message.rid, message.prompt_tokens, message.model
+        self._tool_family = (
+            message.tool_family or self._tool_family
+        )  # who asks for the rest did not say what the tools are
         return None
 
     def _tokens(self, message: Tokens) -> Message | None:
@@ -123,6 +132,17 @@ class Generation:
         self._ids.extend(message.ids)
         self._text.append(message.text)
         self._sink(Chunk(message.text, message.ids, message.offset, logprobs, self.rid or 0))
+        return None
+
+    def _scored(self, message: PromptLogprobs) -> Message | None:
+        """Given tokens with their log-probabilities; after an interruption all of them come again."""
+        if message.start > len(self._prompt):
+            return self._broken(f"gap in the prompt: got token {message.start}, expected {len(self._prompt)}")
+        try:
+            found = [PromptToken(*record) for record in unpack_records(message.values, message.top)]
+        except ProtocolError as error:
+            return self._broken(error.message)
+        self._prompt += found[len(self._prompt) - message.start :]
         return None
 
     def _pad_logprobs(self) -> None:
@@ -150,15 +170,20 @@ class Generation:
             self._sink(Chunk(message.text, (), self.upto, None, message.rid))
         if self._logprobs:
             self._pad_logprobs()
+        text = "".join(self._text)
+        said, calls = (None, ()) if self._tool_family is None else split_calls(self._tool_family, text, message.rid)
         self._sink(
             Completion(
                 message.rid,
                 self._model,
-                "".join(self._text),
+                text,
                 tuple(self._ids),
                 reason.name.lower(),
                 message.stop_string,
                 message.usage,
                 tuple(self._logprobs) if self._logprobs else None,
+                tuple(self._prompt) if self._prompt else None,
+                calls,
+                said,
             )
         )

@@ -25,7 +25,7 @@ from llmos.client.generation import Generation
 from llmos.client.patience import Patience
 from llmos.client.requests import aged
 from llmos.client.types import Chunk, Completion
-from llmos.client.wire import DATA, FAREWELL_S, Build, Wire, late
+from llmos.client.wire import DATA, Build, Wire, late
 from llmos.errors import LlmosError, NotFound, Unavailable, WrongState
 from llmos.protocol.messages import Ack, Attach, Cancel, Continue, Generate
 
@@ -187,39 +187,27 @@ class Submission:
     # ------------------------------------------------------------ what comes back
 
     def _interrupted(self, error: Unavailable | None = None) -> None:
-        """The connection was lost, or is about to be."""
+        """The connection was lost, or llmosd takes nothing new and will be started again."""
         generation = self._generation
         progressed = generation.upto > self._had
         pause = self._patience.interrupted(time.monotonic(), progressed=progressed, accepted=generation.accepted)
         if pause is None or self._wire.closed or (self._left and generation.detaches):
-            self._give(Unavailable("the connection to the gateway was lost" if error is None else error.message))
+            text = "the connection to the gateway was lost" if error is None else error.message
+            self._give(Unavailable(text, retry_after_s=None if error is None else error.retry_after_s))
         else:
             self._start(self._ask(pause))
 
     def _take(self, item: Any) -> None:
         """From the generation."""
-        connection = self._connection
         if isinstance(item, Chunk):
             self._sink(item)
         elif self._probes and _is_no_output(item):
             self._generation.rid = self._generation.prompt_tokens = None
             self._start(self._ask(may_probe=False))
-        elif (
-            isinstance(item, Unavailable)
-            and connection is not None
-            and self._wire.reconnect_s
-            and not self._wire.closed
-        ):
-            self._start(self._weigh(item, connection))
+        elif isinstance(item, Unavailable) and item.retry_after_s is not None:
+            self._interrupted(item)  # llmosd is stopping: the next one takes it
         else:
             self._give(self._judged(item))
-
-    async def _weigh(self, error: Unavailable, connection: Connection) -> None:
-        """Were these the last words of a gateway that stops? Then the output goes on elsewhere."""
-        if await connection.ends_within(FAREWELL_S):
-            self._interrupted(error)
-        else:
-            self._give(self._judged(error))
 
     def _judged(self, item: Any) -> Any:
         """What an end means that came after an interruption."""

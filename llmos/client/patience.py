@@ -7,7 +7,7 @@ time: it may be what kills it.
 from __future__ import annotations
 
 FIRST_PAUSE_S = 0.02
-LONGEST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 0.3  # a second would be a third of the longest pause that a restart should cost
 GROWTH = 1.5  # what is back after t seconds is found after less than 1.5 t
 STEADY_S = 5.0  # an interruption after so long a quiet time is the first of a new row
 

@@ -27,7 +27,6 @@ from llmos.errors import RequestTimeout, Unavailable
 from llmos.protocol.messages import Message
 
 RECONNECT_S = 30.0
-FAREWELL_S = 0.3  # from the last words of a gateway that stops to its end
 _CALL_TIMEOUT_S = 30.0  # everything but outputs and waiting; the gateway itself gives up on its services earlier
 Build = Callable[[int], Message]
 M = TypeVar("M", bound=Message)
@@ -117,11 +116,9 @@ class Wire:
         try:
             return await connection.call(build, expected, cancels=cancels)
         except Unavailable as error:
-            if isinstance(error, ConnectionLost) or self.reconnect_s <= 0 or self.closed:
+            if error.retry_after_s is None or self.reconnect_s <= 0 or self.closed:
                 raise
-            if await connection.ends_within(FAREWELL_S) and not self.closed:
-                raise ConnectionLost(error.message) from None
-            raise
+            raise ConnectionLost(error.message) from None  # llmosd is stopping: the next one is asked
 
 
 def late(timeout_s: float | None) -> RequestTimeout:

@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from llmos import __version__
-from llmos.ctl import commands, flight, generate, keys, processes, sequences, services, systemd, tenants
+from llmos.ctl import (
+    batch,
+    commands,
+    encodings,
+    flight,
+    generate,
+    http,
+    keys,
+    processes,
+    sequences,
+    services,
+    systemd,
+    tenants,
+)
 from llmos.ctl.arguments import (
     Json,
     Model,
@@ -140,12 +153,15 @@ def tokenize(
         commands.show_tokens(client, terminal(), commands.read_text(text), model, as_json=wants_json(context, as_json))
 
 
+app.add_typer(encodings.app)
 app.add_typer(sequences.app)
 app.add_typer(processes.app)
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(top.app)
 app.add_typer(flight.app)
 app.add_typer(services.app)
+app.add_typer(http.app)
+app.add_typer(batch.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(systemd.app, name="systemd")
 

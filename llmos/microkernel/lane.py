@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from llmos.errors import InvalidRequest, ProtocolError, Unavailable
 from llmos.microkernel.commit import Outcome
 from llmos.microkernel.limits import SchedulerLimits
+from llmos.microkernel.measures import Measures
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import Sequence
 from llmos.microkernel.step_watch import StepWatch
@@ -38,6 +39,7 @@ class Lane:
         self.model = model
         self.tenants = TenantTable(limits_of)
         self.trial = Trial()
+        self.measures = Measures()
         self.generation = generation
         self.executor: int | None = None  # peer
         self.executor_pid = 0  # 0: not known
@@ -65,8 +67,11 @@ class Lane:
         if self.executor is not None:
             self._note_wrong("it registers again and again", now)
         self.generation += 1
+        # Who waits for it lines up only once: with thousands in the queue the second time would be a tenth of a second of the pause.
+        is_expected = self.executor is None and self.scheduler is not None and ready == self.capabilities
         self.executor, self.executor_pid = peer, pid
-        self._renew(ready, now)
+        if not is_expected:
+            self._renew(ready, now)
 
     def expect(self, ready: ExecutorReady, now: float) -> None:
         """An executor with these capacities served before the microkernel died, and will register again."""
@@ -100,8 +105,9 @@ class Lane:
             self._limits,
             max_rows=min(self._limits.max_rows, ready.max_rows),
             max_step_tokens=min(self._limits.max_step_tokens, ready.max_step_tokens),
+            prefix_cache=self._limits.prefix_cache and not ready.output_size,  # an encoder's pages hold nothing
         )
-        old, self.scheduler = self.scheduler, Scheduler(ready, limits, self.tenants, self.trial)
+        old, self.scheduler = self.scheduler, Scheduler(ready, limits, self.tenants, self.trial, self.measures)
         if old is not None:
             self.scheduler.residents.counters = self.scheduler.counters = old.counters
         for seq in survivors:
@@ -153,7 +159,7 @@ class Lane:
             raise
         step = scheduler.in_flight[0]
         self._watch.done(step.num_decodes, step.num_prefill, now)
-        outcome = scheduler.complete(samples, failed, max(0, result.busy_us) * 1e-6, now)
+        outcome = scheduler.complete(samples, failed, max(0, result.busy_us) * 1e-6, now, result.results)
         if outcome.recompute and not len(failed):
             self._note_wrong(_WRONG, now)
         return outcome

@@ -221,9 +221,7 @@ def run(context: ServiceContext, lifeline: Lifeline) -> None:
         if ARMED:
             reach("microkernel.start.ready")
         lifeline.ready(f"rows {config.max_rows}, token budget {config.max_step_tokens}, {keeper.summary}")
-        recorder.roll(time.monotonic(), idle=True)
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # without a collection, which would look at all of it once
         gc.enable()
         _loop(shell, ports, lifeline)
 

@@ -35,6 +35,7 @@ from llmos.microkernel.sequence import NOBODY, Sequence
 from llmos.microkernel.tenants import TenantLimits
 from llmos.protocol import messages as m
 
+_DRAIN_RETRY_S = 1.0  # a client that is told so asks the llmosd that is started next
 _GENERATION_BITS = 128 - 40  # of the root: 40 bits make the numbers of two processes differ
 
 
@@ -124,7 +125,7 @@ class State:
         if self.refusal is not None:
             raise Unavailable(self.refusal)
         if self.draining:
-            raise Unavailable("llmosd is stopping and takes no new work")
+            raise Unavailable("llmosd is stopping and takes no new work", retry_after_s=_DRAIN_RETRY_S)
 
     # ------------------------------------------------------------ the journal
 
@@ -272,6 +273,9 @@ class State:
         scheduler = lane.scheduler
         assert scheduler is not None
         for seq in scheduler.residents.live():
+            if seq.generating and seq.encodes != bool(scheduler.output_size):
+                self.end_output(seq, FinishReason.EXECUTOR_LOST, now)  # the model is of another kind now
+                continue
             most = lane.capacity(seq.owner)
             if seq.max_len <= most:
                 continue
@@ -307,7 +311,7 @@ class State:
         if seq.generating:
             self._tell_end(seq, reason, now, count)
             seq.generating = False
-        self.note(EndRecord(seq.rid, count, seq.end, int(reason), now))
+        self.note(EndRecord(seq.rid, count, seq.end, int(reason), now, seq.result.tobytes()))
         del self.sequences[seq.rid]
         self._idle.drop(seq.rid)
         self._orphans.drop(seq.rid)
@@ -336,6 +340,7 @@ class State:
     def _tell_end(self, seq: Sequence, reason: FinishReason, now: float, num_output: int) -> None:
         seq.end = m.SeqEnd(seq.rid, int(reason), seq.usage(now, num_output))
         self.outbox.end(seq.reader, seq.end)
+        self.lanes[seq.model].measures.turn_ended(int(reason))
         self.quiet_since = now
         seq.last_reader, seq.reader = seq.reader, NOBODY
         if not seq.is_open:

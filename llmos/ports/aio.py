@@ -16,7 +16,7 @@ from llmos.errors import DaemonNotRunning
 from llmos.ports import options
 from llmos.ports.core import ListenerCore, Peer, PortCounters, Reply, peer_uid
 from llmos.ports.endpoint import RunDir
-from llmos.ports.sync import peer_address
+from llmos.ports.sync import HELLO_AGAIN_S, peer_address
 from llmos.protocol import handshake
 from llmos.protocol.codec import Schema, encode
 from llmos.protocol.messages import Message, Welcome
@@ -67,6 +67,7 @@ class AsyncListener(Generic[M]):
     ) -> None:
         self.core: ListenerCore[M] = ListenerCore(name, schema, roles, incarnation, max_peers)
         self._turns = _Turns()
+        self.greeted: dict[int, bytes] = {}  # descriptor of a connection -> the peer that said hello over it
         self.socket: zmq.asyncio.Socket = context.socket(zmq.ROUTER)
         options.configure(self.socket, max_bytes=schema.max_bytes)
 
@@ -82,6 +83,8 @@ class AsyncListener(Generic[M]):
             accepted = self.core.accept(frames[0].bytes, frames[1].bytes, uid, key_id)
             if not isinstance(accepted, Reply):
                 return accepted
+            if accepted.routing_id in self.core.peers:
+                self.greeted[frames[1].get(zmq.SRCFD)] = accepted.routing_id
             self._send(accepted.routing_id, accepted.frame)
 
     def send(self, peer: Peer, message: Message) -> bool:
@@ -125,12 +128,18 @@ class AsyncDialer(Generic[M]):
         options.configure(self.socket, max_bytes=schema.max_bytes)
 
     async def greet(self, role: str, name: str, timeout_s: float) -> Welcome:
-        """Say hello and wait for the Welcome; raises the typed refusal, or `DaemonNotRunning` if nobody answers in time."""
+        """Say hello and wait for the Welcome; raises the typed refusal, or `DaemonNotRunning` if nobody answers in time.
+
+        As in `sync.Dialer`, it is said again now and then.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                await self.socket.poll(None, zmq.POLLOUT)  # type: ignore[call-arg]  # the stub lacks `flags`
-                self.send(handshake.hello(role, name))
-                answer = await self.receive()
+                answer = None
+                while answer is None:
+                    await self.socket.poll(None, zmq.POLLOUT)  # type: ignore[call-arg]  # the stub lacks `flags`
+                    self.send(handshake.hello(role, name))
+                    if await self.socket.poll(int(HELLO_AGAIN_S * 1000)):
+                        answer = await self.receive()
         except TimeoutError:
             raise DaemonNotRunning(f"nobody answers on {self._where} within {timeout_s:g} s") from None
         return handshake.check_answer(answer, self.name)  # type: ignore[arg-type]

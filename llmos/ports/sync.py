@@ -22,7 +22,7 @@ from llmos.protocol.messages import Message, Welcome
 M = TypeVar("M")
 _MOST_ANSWERED = 256
 _FIND_LOST_EVERY_S = 0.5
-_HELLO_AGAIN_S = 1.0
+HELLO_AGAIN_S = 1.0
 
 
 class Listener(Generic[M]):
@@ -125,7 +125,7 @@ class Dialer(Generic[M]):
         answer = None
         while answer is None and (left := deadline - time.monotonic()) > 0:
             self.send(handshake.hello(role, name))
-            answer = self.wait(min(left, _HELLO_AGAIN_S))
+            answer = self.wait(min(left, HELLO_AGAIN_S))
         if answer is None:
             raise DaemonNotRunning(f"no answer on {self._path} within {timeout_s:g} s")
         return handshake.check_answer(answer, self.name)  # type: ignore[arg-type]

@@ -12,6 +12,8 @@ MAX_CHAT_MESSAGES = 1024
 MAX_PROMPT_TOKENS = 1_048_576  # before the model's own context length is known
 MAX_TOKENS = 1_048_576  # upper bound of `max_tokens` and `min_tokens`
 MAX_LOGPROBS = 20
+MAX_RESULT_BYTES = 8 * 1024 * 1024  # log-probabilities of one prompt; they are sent in one frame to who comes late
+MAX_VECTOR = 65_536  # numbers that a text is encoded to
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 128
 MAX_STOP_TOKEN_IDS = 1024
@@ -21,6 +23,15 @@ MAX_TEMPERATURE = 100.0
 MAX_PENALTY_ABS = 10.0
 MAX_REPETITION_PENALTY = 10.0
 MAX_REQUEST_ID_CHARS = 64
+MAX_GRAMMAR_BYTES = 64 * 1024  # a JSON schema, choices, a Lark or GBNF grammar
+MAX_REGEX_BYTES = 4096
+MAX_GRAMMAR_DEPTH = 32  # of a JSON schema
+MAX_GRAMMAR_ITEMS = 2048  # schemas, properties and enum entries of a JSON schema; choices
+MAX_GRAMMAR_REPEATS = 10_000  # of a part of a regular expression, nested repetitions multiplied
+MAX_GRAMMAR_CPU_S = 1.0  # to compile it and to find its first token
+MAX_TOOLS = 128
+MAX_TOOL_NAME_CHARS = 64
+MAX_TOOLS_BYTES = 256 * 1024  # names, descriptions and parameters of all tools together
 MADE_UP_REQUEST_ID = (
     "auto-"  # how a `client_request_id` begins that no caller chose: it says nothing about what may be joined
 )

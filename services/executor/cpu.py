@@ -7,7 +7,7 @@ the row table. Nothing waits for the microkernel inside it, and the next plan ma
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,14 +21,16 @@ from llmos.errors import ConfigError
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import StepPlan
 from llmos.services.executor.attention import PagedAttention
-from llmos.services.executor.backend import Capabilities, Limits, StepOutput, Tick
+from llmos.services.executor.backend import Capabilities, Immediate, Limits, StepOutput, Tick, with_defaults
 from llmos.services.executor.batch import build_batch
+from llmos.services.executor.grammars import Grammars
 from llmos.services.executor.host_cache import HostCache, count_host_pages
 from llmos.services.executor.kv_cache import KVCache, count_pages
 from llmos.services.executor.linear import make_linear
 from llmos.services.executor.loader import load_decoder
 from llmos.services.executor.models.decoder import Decoder
 from llmos.services.executor.page_moves import PageMoves, read_moves
+from llmos.services.executor.prompt_scores import score_prompts
 from llmos.services.executor.rows import RowTable
 from llmos.services.executor.sampler import Sampled, sample
 from llmos.services.executor.spec import limit_context, read_spec
@@ -36,15 +38,18 @@ from llmos.services.executor.spec import limit_context, read_spec
 log = logging.getLogger(__name__)
 
 
-class CpuBackend:
+class CpuBackend(Immediate):
     """Executes plans on the processor."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, host: HostCache, max_context: int, limits: Limits) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, host: HostCache, max_context: int, limits: Limits, grammars: Grammars
+    ) -> None:
         spec = decoder.spec
         context = min(max_context, cache.num_pages * cache.page_size)
         self.decoder = decoder
         self.cache = cache
         self.host = host
+        self.grammars = grammars
         self.attention = PagedAttention(spec, cache)
         self.rows = RowTable(limits.max_rows, context, cache.page_size, cache.num_pages)
         dtype = str(cache.dtype).removeprefix("torch.")
@@ -70,6 +75,7 @@ class CpuBackend:
     @classmethod
     def open(cls, model: ModelConfig, directory: Path, limits: Limits, tick: Tick) -> CpuBackend:
         """Load a model directory; raises `ModelError`, or `ConfigError` for settings the model can not have."""
+        model = with_defaults(model)
         torch.set_num_threads(model.threads or _physical_cores())
         spec = read_spec(directory)
         max_context = limit_context(spec, model.max_context)
@@ -80,9 +86,10 @@ class CpuBackend:
             cache = KVCache(spec, num_pages, model.page_size, dtype)
         with _allocating(f"{host_pages} host pages", "host_cache_gib"):
             host = HostCache(cache, host_pages)
-        return cls(decoder, cache, host, max_context, limits)
+        return cls(decoder, cache, host, max_context, limits, Grammars.of_model(directory, spec.vocab_size))
 
     def reset(self) -> None:
+        self.forget_submitted()
         self.rows.clear()
 
     @torch.inference_mode()
@@ -95,16 +102,23 @@ class CpuBackend:
         if not work.decode.size and not work.chunks:
             return StepOutput(b"", (), _failures(failed))
         batch = build_batch(self.rows, work, self.cache)
+        masks = self.grammars.begin(batch.sample_rows, self.rows)
         self.attention.start_step(batch)
         hidden = self.decoder.forward(batch.token_ids, batch.positions, self.attention)
         self.rows.computed_to(work)
+        results, bad = score_prompts(
+            self.decoder.logits, self.decoder.spec.vocab_size, hidden, work.decode.size, work.chunks, self.rows
+        )
         if not batch.sample_rows.size:
-            return StepOutput(b"", (), _failures(failed))
+            self.rows.failed[bad] = True
+            return StepOutput(b"", (), _failures([*failed, *bad]), results)
         logits = self.decoder.logits(hidden.index_select(0, batch.sample_index))
-        sampled = sample(logits, batch.sample_rows, self.rows)
+        sampled = sample(logits, batch.sample_rows, self.rows, None if masks is None else masks.wait())
         self.rows.append(sampled.rows, sampled.tokens)
-        self.rows.failed[list(sampled.failed)] = True
-        return StepOutput(_samples(sampled), sampled.logprobs, _failures([*failed, *sampled.failed]))
+        bad = list(dict.fromkeys((*bad, *sampled.failed)))
+        self.rows.failed[[*bad, *sampled.stuck]] = True
+        failures = _failures([*failed, *bad]) + _failures(sampled.stuck, FinishReason.GRAMMAR_FAILED)
+        return StepOutput(_samples(sampled), sampled.logprobs, failures, results)
 
     def _move(self, moves: PageMoves) -> None:
         self.host.swap_out(moves.swap_out)
@@ -124,8 +138,8 @@ def _samples(sampled: Sampled) -> bytes:
     return np.stack((sampled.rows, sampled.positions, sampled.tokens), axis=1).astype("<i4").tobytes()
 
 
-def _failures(rows: list[int]) -> bytes:
-    return pack_i32(value for row in rows for value in (row, FinishReason.NUMERICAL_ERROR))
+def _failures(rows: Iterable[int], reason: FinishReason = FinishReason.NUMERICAL_ERROR) -> bytes:
+    return pack_i32(value for row in rows for value in (row, reason))
 
 
 def _physical_cores() -> int:

@@ -25,6 +25,10 @@ class Reading(Request):
         self._text_failed = False  # and so it is then
 
     @property
+    def has_output(self) -> bool:
+        return self._feed.received > 0
+
+    @property
     def _reads(self) -> bool:
         """More text is expected."""
         return self.state in READING and self._stop is None and not self._text_failed

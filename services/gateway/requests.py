@@ -1,8 +1,8 @@
 """What every request of a client has in common, pure: events in, messages out through an `Outbox`.
 
-There are streams (streams.py: Generate, Continue, Attach) and exchanges of one question and one answer (exchanges.py: Tokenize,
-Spawn, Append). Tokenizer and microkernel may die at any moment and come back; whatever a request asked of one that died, it asks
-again of the next. States:
+There are streams (streams.py: Generate, Continue, Attach; encodings.py: Embed) and exchanges of one question and one answer
+(exchanges.py: Tokenize, Spawn, Append). Tokenizer and microkernel may die at any moment and come back; whatever a request asked of one
+that died, it asks again of the next. States:
 
     ENCODING    its prompt is to be encoded. Left out where there is nothing to encode.
     SUBMITTED   the microkernel is to be asked, or has been.
@@ -75,11 +75,14 @@ from llmos.protocol.messages import (
     Encoded,
     Message,
     ModelInfo,
+    Render,
     SeqAccepted,
     SeqAppended,
     SeqAttached,
     SeqCancel,
     SeqDetach,
+    SeqSpawn,
+    SeqSubmit,
     Stats,
 )
 from llmos.services.gateway.questions import Question
@@ -142,8 +145,19 @@ class Request(ABC):
         self.weight = _WEIGHT
         self.has_turn = False
         self.strikes = 0
-        self._text: Encode | None = None
+        self._text: Encode | Render | None = None
         self._question = question
+
+    @property
+    def has_output(self) -> bool:
+        """Some of its output was there already."""
+        return False
+
+    @property
+    def owner(self) -> str | None:
+        """Whose a sequence is that it is to make; None: it makes none."""
+        wanted = self._question.wanted if self._question is not None else None
+        return wanted.owner if isinstance(wanted, (SeqSubmit, SeqSpawn)) else None
 
     @property
     def is_over(self) -> bool:
@@ -152,8 +166,8 @@ class Request(ABC):
 
     # ------------------------------------------------------------ the tokenizer
 
-    def encode(self, text: Encode, size: int) -> None:
-        """Its prompt is a text."""
+    def encode(self, text: Encode | Render, size: int) -> None:
+        """Its prompt is a text, or it has tokens that are to be one."""
         self._text = text
         self.weight = _WEIGHT + size
 

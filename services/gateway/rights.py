@@ -18,10 +18,13 @@ from llmos.protocol.messages import (
     Close,
     Continue,
     Deadline,
+    Detokenize,
+    Embed,
     Explain,
     Fork,
     Generate,
     Kill,
+    MeasuresGet,
     Message,
     ModelsGet,
     Nice,
@@ -42,6 +45,7 @@ from llmos.protocol.messages import (
 RIGHTS: dict[type[Message], Role] = {
     # Make sequences, and drive those of the own tenant whose numbers one knows.
     Generate: Role.SUBMIT,
+    Embed: Role.SUBMIT,
     Spawn: Role.SUBMIT,
     Append: Role.SUBMIT,
     Continue: Role.SUBMIT,
@@ -49,6 +53,7 @@ RIGHTS: dict[type[Message], Role] = {
     Ack: Role.SUBMIT,
     Cancel: Role.SUBMIT,
     Tokenize: Role.SUBMIT,
+    Detokenize: Role.SUBMIT,
     ModelsGet: Role.SUBMIT,
     Kill: Role.SUBMIT,
     Nice: Role.SUBMIT,
@@ -65,6 +70,7 @@ RIGHTS: dict[type[Message], Role] = {
     Explain: Role.INSPECT,
     TenantsGet: Role.INSPECT,
     StatusGet: Role.INSPECT,
+    MeasuresGet: Role.INSPECT,
     # Change the machine for everybody.
     TenantSet: Role.ADMIN,
     RecordWrite: Role.ADMIN,

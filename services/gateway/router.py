@@ -30,9 +30,11 @@ from llmos.protocol.messages import (
     Done,
     Encoded,
     Error,
+    Generate,
     Message,
     ModelInfo,
     ModelInfoList,
+    Rendered,
     SeqAccepted,
     SeqAppend,
     SeqAppended,
@@ -47,12 +49,15 @@ from llmos.protocol.messages import (
     Stats,
     TokenEntry,
 )
-from llmos.services.gateway.clients import ClientState, ClientTable, ClientTables
+from llmos.services.gateway.clients import Client, Clients
 from llmos.services.gateway.deadlines import Deadlines
 from llmos.services.gateway.desk import Desk
+from llmos.services.gateway.exchanges import Exchange
 from llmos.services.gateway.intake import INTAKE, Entry
+from llmos.services.gateway.overload import Overload
 from llmos.services.gateway.owners import Asker, identify
 from llmos.services.gateway.readers import Readers
+from llmos.services.gateway.reasking import Reasking
 from llmos.services.gateway.requests import ASKING, Granted, Outbox, Request, RequestState
 from llmos.services.gateway.rights import check_right
 from llmos.services.gateway.streams import Stream
@@ -68,7 +73,7 @@ _QUESTIONS = (SeqSubmit, SeqSpawn, SeqAppend, SeqContinue, SeqAttach, Stat)
 _WAITING = (RequestState.ENCODING, RequestState.SUBMITTED, RequestState.RESUMING)
 
 
-def _local(client: ClientState[int]) -> Asker:
+def _local(client: Client) -> Asker:
     return identify(client.id, client.peer, None)
 
 
@@ -83,10 +88,10 @@ class Router:
         send_kernel: Send,
         max_in_flight: int,
         key_prefix: str,
-        identify: Callable[[ClientState[int]], Asker] = _local,
+        identify: Callable[[Client], Asker] = _local,
     ) -> None:
         self.models: dict[str, ModelInfo] = {}
-        self.clients: ClientTable[int] | ClientTables[int] | None = None  # request numbers; set once they are bound
+        self.clients: Clients | None = None  # set once they can come
         self.waiting_bytes = 0
         self._send_text = send_text
         self._send_kernel = send_kernel
@@ -98,6 +103,8 @@ class Router:
         self._weights: dict[int, int] = {}
         self._readers = Readers()
         self._desk = Desk()
+        self._reasking = Reasking()
+        self._overload = Overload()
         self._deadlines = Deadlines(ANSWER_TIMEOUT_S)
         self._kernel_down_since = self._text_down_since = math.inf  # inf: it is there
 
@@ -109,7 +116,7 @@ class Router:
 
     # ------------------------------------------------------------ from clients
 
-    def on_client(self, client: ClientState[int], message: Any, now: float) -> None:
+    def on_client(self, client: Client, message: Any, now: float) -> None:
         out = Outbox()
         if type(message) in INTAKE:
             try:
@@ -129,7 +136,7 @@ class Router:
             out.client.append((client.id, error_message(error, message.req)))
         self._flush(out, now)
 
-    def dismiss(self, client: ClientState[int], error: LlmosError, now: float) -> None:
+    def dismiss(self, client: Client, error: LlmosError, now: float) -> None:
         """It may not be here any more: everything it reads or waits for ends with the error."""
         out = Outbox()
         for number in list(client.requests.values()):
@@ -139,7 +146,7 @@ class Router:
                 self._settle(request, now, out)
         self._flush(out, now)
 
-    def on_client_gone(self, client: ClientState[int], now: float) -> None:
+    def on_client_gone(self, client: Client, now: float) -> None:
         """The client left: nobody waits for its requests."""
         out = Outbox()
         numbers, client.requests = list(client.requests.values()), {}
@@ -152,13 +159,24 @@ class Router:
                 self._settle(request, now, out)
         self._flush(out, now)
 
-    def _enter(self, client: ClientState[int], message: Any, now: float, out: Outbox) -> None:
+    def leave(self, client: Client, req: int, now: float) -> None:
+        """The client does not want this answer any more, nor an end of it."""
+        request = self._requests.get(client.requests.pop(req, 0))
+        if request is not None:
+            out = Outbox()
+            request.abandon(out)
+            self._settle(request, now, out)
+            self._flush(out, now)
+
+    def _enter(self, client: Client, message: Any, now: float, out: Outbox) -> None:
         """Begin a request; raises the typed refusal."""
         asker = self._identify(client)
         check_right(asker.role, message)
         check_req(message.req)
         if message.req in client.requests:
             raise InvalidRequest(f"req: {message.req} is in use", field="req")
+        if isinstance(message, Generate) and not message.again:
+            self._overload.check(message.model or "", asker.owner, now)
         if len(client.requests) >= self._max_in_flight:
             raise Overloaded(f"{len(client.requests)} requests of this client are in flight, the limit")
         if self.waiting_bytes > MAX_WAITING_BYTES:
@@ -182,6 +200,11 @@ class Router:
                     self._settle(request, now, out)
         elif isinstance(message, Encoded):
             self._encoded(message, now, out)
+        elif isinstance(message, Rendered):
+            request = self._requests.get(message.req)
+            if isinstance(request, Exchange) and request.state is RequestState.ENCODING:
+                out.client.append((request.client, request.rendered(message)))
+                self._settle(request, now, out)
         elif isinstance(message, ModelInfoList):
             self.models = {info.model: info for info in message.models}
         elif isinstance(message, Error):
@@ -253,6 +276,7 @@ class Router:
         """What it knew, its successor will know; what was on the way is lost."""
         self._kernel_down_since = now
         self._readers.clear()
+        self._reasking.stop()
         out = Outbox()
         for request in list(self._requests.values()):
             request.kernel_lost()
@@ -260,16 +284,30 @@ class Router:
         self._flush(out, now)
 
     def on_kernel_up(self, now: float) -> None:
-        """There is a microkernel that does not know this gateway. Those that had something come before those that want it now."""
-        out = Outbox()
+        """There is a microkernel that does not know this gateway. Those that had something come before those that want it now, and
+        those that had output before those that waited for it.
+        """
         self._kernel_down_since = math.inf
         asking = [request for request in self._requests.values() if request.state in ASKING]
-        for request in sorted(asking, key=lambda request: request.state is not RequestState.RESUMING):
+        asking.sort(key=lambda request: (request.state is not RequestState.RESUMING, not request.has_output))
+        self._reasking.begin(request.number for request in asking)
+        self._flush(Outbox(), now)
+
+    def _ask_again(self, now: float, out: Outbox) -> None:
+        """The questions whose turn it is."""
+        while (number := self._reasking.next()) is not None:
+            request = self._requests.get(number)
+            if request is None or request.state not in ASKING:
+                self._reasking.answered(number)
+                continue
             request.kernel_back(now, out)
             self._settle(request, now, out)
-        self._flush(out, now)
 
     def _tokens(self, message: SeqTokens, now: float, out: Outbox) -> None:
+        for result in message.results:
+            if (stream := self._readers.get(result.rid)) is not None:
+                stream.result(result, out)
+                self._settle(stream, now, out)
         for entry in (*message.entries, *_entries(message.columns)):
             if (stream := self._readers.get(entry.rid)) is not None:
                 stream.tokens(entry, out)
@@ -299,7 +337,10 @@ class Router:
     def _kernel_error(self, message: Error, now: float, out: Outbox) -> None:
         request = self._requests.get(message.req)
         if request is not None and request.state in ASKING:
-            request.refused(_typed(message), out)
+            error = _typed(message)
+            if isinstance(error, Overloaded):
+                self._note_overload(request, error, now)
+            request.refused(error, out)
         else:
             request = request or self._readers.get(message.rid or 0)
             if request is None:
@@ -307,6 +348,13 @@ class Router:
                 return
             request.fail(_typed(message), out)
         self._settle(request, now, out)
+
+    def _note_overload(self, request: Request, error: Overloaded, now: float) -> None:
+        owner = request.owner
+        if owner is not None:
+            self._overload.note(request.model, owner, error, now)
+            if request.model == next(iter(self.models), None):  # that of who names none
+                self._overload.note("", owner, error, now)
 
     # ------------------------------------------------------------ time, end, sending
 
@@ -338,6 +386,8 @@ class Router:
     def _settle(self, request: Request, now: float, out: Outbox) -> None:
         """After each event of a request: out of the tables with it if it is over, else see what it waits for."""
         number, state = request.number, request.state
+        if state not in ASKING:
+            self._reasking.answered(number)
         if state is RequestState.ENDED:
             self._requests.pop(number, None)
             if isinstance(request, Stream):
@@ -369,6 +419,7 @@ class Router:
     def _flush(self, out: Outbox, now: float) -> None:
         """Send everything. What can not be sent is asked again when the service is back."""
         self._give_turns(now, out)
+        self._ask_again(now, out)
         for message in out.text:
             self._send_text(message)
         if out.decode:
@@ -376,7 +427,9 @@ class Router:
         for leave in out.leave:
             self._readers.leaves(leave, out.kernel)
         for message in out.kernel:
-            if self._send_kernel(message) and isinstance(message, _QUESTIONS):
+            if isinstance(message, _QUESTIONS) and self._reasking.holds_up(message.req):
+                self._reasking.join(message.req)
+            elif self._send_kernel(message) and isinstance(message, _QUESTIONS):
                 self._requests[message.req].sent(message)  # a request that asks is not over
         for client_id, message in out.client:
             client = self.clients.find(client_id) if self.clients is not None else None

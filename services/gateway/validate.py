@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from llmos.encoders import CLASSIFY, GENERATE
 from llmos.errors import ContextTooLong, InvalidRequest, NotFound, PermissionRefused, ProtocolError
 from llmos.protocol import limits
 from llmos.protocol.checks import (
@@ -33,6 +34,8 @@ from llmos.protocol.messages import (
     Continue,
     ControlVerb,
     Deadline,
+    Detokenize,
+    Embed,
     Fork,
     Generate,
     Kill,
@@ -45,6 +48,7 @@ from llmos.protocol.messages import (
     Tokenize,
 )
 from llmos.protocol.params import SamplingParams
+from llmos.tools import check_tools, forced_grammar, is_forced
 
 _TOO_LARGE = 2**63  # numbers of sequences and offsets are below
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -60,16 +64,40 @@ class Checked:
 
 def check_generate(message: Generate, models: Mapping[str, ModelInfo], is_administrator: bool) -> Checked:
     """Everything that can be checked before the prompt is encoded."""
-    info = find_model(message.model, models)
+    info = _generator(message.model, models)
     _check_prompt(message.text, message.messages, message.token_ids, info)
     _check_terms(message, is_administrator)
     check_deadline(message.deadline_ms)
-    return _checked(message.params, info)
+    return _checked(hold_to_call(message, message.params, info), info)
+
+
+def check_embed(message: Embed, models: Mapping[str, ModelInfo], is_administrator: bool) -> ModelInfo:
+    info = find_model(message.model, models)
+    if info.task == GENERATE:
+        raise InvalidRequest(f"model {info.model!r} generates text; it is no encoder", field="model")
+    _check_prompt(message.text, None, message.token_ids, info)
+    if message.second is not None:
+        _check_second(message, info)
+    _check_terms(message, is_administrator)
+    check_deadline(message.deadline_ms)
+    return info
+
+
+def _check_second(message: Embed, info: ModelInfo) -> None:
+    if info.task != CLASSIFY:
+        raise InvalidRequest(f"second: model {info.model!r} embeds texts, it does not judge pairs", field="second")
+    if message.text is None:
+        raise InvalidRequest("second: only beside a text, not beside token ids", field="second")
+    size = len(message.text.encode()) + len((message.second or "").encode())
+    if size > limits.MAX_PROMPT_BYTES:
+        raise InvalidRequest(
+            f"second: {size} bytes with the text, the limit is {limits.MAX_PROMPT_BYTES}", field="second"
+        )
 
 
 def check_spawn(message: Spawn, models: Mapping[str, ModelInfo], is_administrator: bool) -> ModelInfo:
     """As `check_generate`; there may be no prompt, and empty text stands for the tokens that the tokenizer puts in front."""
-    info = find_model(message.model, models)
+    info = _generator(message.model, models)
     given = sum(part is not None for part in (message.text, message.token_ids, message.messages))
     if given > 1:
         raise InvalidRequest(
@@ -92,7 +120,10 @@ def check_continue(message: Continue, models: Mapping[str, ModelInfo]) -> Checke
     """How much room there is for output only the microkernel knows."""
     _check_rid("rid", message.rid)
     check_deadline(message.deadline_ms)
-    return _checked(message.params, find_model(message.model, models))
+    if message.params.prompt_logprobs is not None:
+        text = "prompt_logprobs: not for an open sequence, whose tokens are computed already"
+        raise InvalidRequest(text, field="prompt_logprobs")
+    return _checked(message.params, _generator(message.model, models))
 
 
 def check_attach(message: Attach) -> None:
@@ -104,6 +135,16 @@ def check_attach(message: Attach) -> None:
 def check_tokenize(message: Tokenize, models: Mapping[str, ModelInfo]) -> ModelInfo:
     info = find_model(message.model, models)
     _check_prompt(message.text, message.messages, None, info)
+    check_tools(message.tools, "auto")
+    if message.tools and info.tools is None:
+        raise InvalidRequest(f"tools: the chat template of {info.model} knows none", field="tools")
+    return info
+
+
+def check_detokenize(message: Detokenize, models: Mapping[str, ModelInfo]) -> ModelInfo:
+    info = find_model(message.model, models)
+    _check_size(message.token_ids)
+    _check_ids(message.token_ids, info)
     return info
 
 
@@ -151,6 +192,14 @@ def find_model(name: str | None, models: Mapping[str, ModelInfo]) -> ModelInfo:
     return models[name]
 
 
+def _generator(name: str | None, models: Mapping[str, ModelInfo]) -> ModelInfo:
+    """A model that generates text."""
+    info = find_model(name, models)
+    if info.task != GENERATE:
+        raise InvalidRequest(f"model {info.model!r} is an encoder ({info.task}); it generates no text", field="model")
+    return info
+
+
 def complete_params(params: SamplingParams, info: ModelInfo) -> SamplingParams:
     """Fill what the caller left open from the model's defaults; add the model's own stop tokens."""
     filled = {}
@@ -174,43 +223,56 @@ def complete_params(params: SamplingParams, info: ModelInfo) -> SamplingParams:
 
 def check_tokens(prompt: bytes, params: SamplingParams, info: ModelInfo) -> SamplingParams:
     """Judge the encoded prompt; returns `params` with `max_tokens` within the room that is left."""
-    room = info.max_context - len(check_ids(prompt, info))
+    room = info.max_context - len(check_ids(prompt, info, needs_room=params.max_tokens != 0))
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     return msgspec.structs.replace(params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))
 
 
-def check_ids(prompt: bytes, info: ModelInfo, *, may_be_empty: bool = False) -> array[int]:
-    """Token ids that the model knows, fewer than its context holds."""
-    try:
-        ids = unpack_i32(prompt)
-    except ProtocolError as error:
-        raise InvalidRequest(f"prompt: {error.message}", field="prompt") from None
+def check_ids(prompt: bytes, info: ModelInfo, *, may_be_empty: bool = False, needs_room: bool = True) -> array[int]:
+    """Token ids that the model knows, not more than its context holds; fewer, if it `needs_room` for another one."""
+    ids = _check_ids(prompt, info)
     if not ids:
         if may_be_empty:
             return ids
         raise InvalidRequest("prompt is empty", field="prompt")
-    if len(ids) >= info.max_context:
+    if len(ids) + needs_room > info.max_context:
+        more = ", which must hold at least one token more" if needs_room else ""
         raise ContextTooLong(
-            f"prompt has {len(ids)} tokens; {info.model} has a context of {info.max_context}, "
-            "which must hold at least one token more",
-            field="prompt",
-        )
-    lowest, highest = min(ids), max(ids)
-    if lowest < 0 or highest >= info.vocab_size:
-        wrong = lowest if lowest < 0 else highest
-        raise InvalidRequest(
-            f"prompt: token id {wrong} is outside [0, {info.vocab_size}), the vocabulary of {info.model}",
-            field="prompt",
+            f"prompt has {len(ids)} tokens; {info.model} has a context of {info.max_context}{more}", field="prompt"
         )
     return ids
 
 
 def _checked(params: SamplingParams, info: ModelInfo) -> Checked:
     params.check()
-    return Checked(info, complete_params(params, info))
+    if params.grammar is not None and not info.has_grammar:
+        raise InvalidRequest(f"grammar: outputs of {info.model} can not be held to one", field="grammar")
+    complete = complete_params(params, info)
+    if complete.grammar is not None and not complete.stop_token_ids:
+        text = f"grammar: {info.model} has no end token to end with; name one in stop_token_ids"
+        raise InvalidRequest(text, field="grammar")
+    return Checked(info, complete)
 
 
-def _check_terms(message: Generate | Spawn, is_administrator: bool) -> None:
+def hold_to_call(message: Generate, params: SamplingParams, info: ModelInfo) -> SamplingParams:
+    """Check the tools of a request; `params` with the grammar that makes a call certain, where one has to be."""
+    check_tools(message.tools, message.tool_choice)
+    if not message.tools:
+        return params
+    if message.messages is None:
+        raise InvalidRequest("tools: only with messages, whose template shows them to the model", field="tools")
+    if info.tools is None:
+        raise InvalidRequest(f"tools: the chat template of {info.model} knows none", field="tools")
+    if not is_forced(message.tool_choice):
+        return params
+    if params.grammar is not None:
+        text = f"tool_choice: {message.tool_choice!r} needs a grammar of its own, and there is another"
+        raise InvalidRequest(text, field="tool_choice")
+    grammar = forced_grammar(info.tools, message.tools, message.tool_choice, parallel=message.parallel_tool_calls)
+    return msgspec.structs.replace(params, grammar=grammar)
+
+
+def _check_terms(message: Generate | Spawn | Embed, is_administrator: bool) -> None:
     """What a new sequence may ask of the scheduler."""
     key = message.client_request_id
     if key is not None and not 0 < len(key) <= limits.MAX_REQUEST_ID_CHARS:
@@ -267,16 +329,43 @@ def _check_prompt(
     if not (text or messages or token_ids):
         raise InvalidRequest("prompt is empty", field="prompt")
     if token_ids is not None:
-        if len(token_ids) > 4 * limits.MAX_PROMPT_TOKENS:
-            raise InvalidRequest(
-                f"prompt: {len(token_ids) // 4} token ids, the limit is {limits.MAX_PROMPT_TOKENS}", field="prompt"
-            )
+        _check_size(token_ids)
         return
     if messages is not None:
         _check_chat(messages, info)
-    size = len(text.encode()) if text else sum(len(m.role.encode()) + len(m.content.encode()) for m in messages or ())
+    size = len(text.encode()) if text else sum(size_of(message) for message in messages or ())
     if size > limits.MAX_PROMPT_BYTES:
         raise InvalidRequest(f"prompt: {size} bytes, the limit is {limits.MAX_PROMPT_BYTES}", field="prompt")
+
+
+def _check_size(token_ids: bytes) -> None:
+    if len(token_ids) > 4 * limits.MAX_PROMPT_TOKENS:
+        raise InvalidRequest(
+            f"prompt: {len(token_ids) // 4} token ids, the limit is {limits.MAX_PROMPT_TOKENS}", field="prompt"
+        )
+
+
+def _check_ids(token_ids: bytes, info: ModelInfo) -> array[int]:
+    """Whole numbers, and in the vocabulary."""
+    try:
+        ids = unpack_i32(token_ids)
+    except ProtocolError as error:
+        raise InvalidRequest(f"prompt: {error.message}", field="prompt") from None
+    lowest, highest = min(ids, default=0), max(ids, default=0)
+    if lowest < 0 or highest >= info.vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise InvalidRequest(
+            f"prompt: token id {wrong} is outside [0, {info.vocab_size}), the vocabulary of {info.model}",
+            field="prompt",
+        )
+    return ids
+
+
+def size_of(message: ChatMessage) -> int:
+    """Bytes of text in it."""
+    calls = [part for call in message.tool_calls for part in (call.name, call.arguments, call.id or "")]
+    parts = [message.role, message.content, message.tool_call_id or "", message.name or "", *calls]
+    return sum(len(part.encode()) for part in parts)
 
 
 def _check_chat(messages: tuple[ChatMessage, ...], info: ModelInfo) -> None:

@@ -38,11 +38,13 @@ class Stage(Protocol):
 
 
 class DecodePlan:
-    """What all streams of one tokenizer share: the token table and how to build the stages."""
+    """What all streams of one tokenizer share: the token table and how to build the stages. `shown`: special tokens that are text all
+    the same, because they say that a call of a tool begins."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: frozenset[str] = frozenset()) -> None:
         self._tokenizer = tokenizer
-        self._skipped = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+        added_tokens = tokenizer.get_added_tokens_decoder().items()
+        self._skipped = {token for token, added in added_tokens if added.special and added.content not in shown}
         self._tokens: dict[int, str | None] = {}
         spec = None if tokenizer.decoder is None else json.loads(tokenizer.decoder.__getstate__())
         makers = _stage_makers(spec)
@@ -137,6 +139,12 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+
+
+def plain_bytes(token: str) -> bytes:
+    """The bytes of one token of a vocabulary that is not byte-level."""
+    found = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(found[1], 16)]) if found else token.replace("\u2581", " ").encode(errors="replace")
 
 
 def token_bytes(token: str) -> bytes:

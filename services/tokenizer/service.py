@@ -24,12 +24,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmos.config import Config, model_path
+from llmos.encoders import GENERATE
 from llmos.errors import ContextTooLong, InvalidRequest, LlmosError, NotFound
 from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import Peer
 from llmos.protocol import limits
-from llmos.protocol.codec import Schema, pack_i32
+from llmos.protocol.codec import Schema, pack_i32, unpack_i32
 from llmos.protocol.failures import error_message
 from llmos.protocol.messages import (
     ChatMessage,
@@ -45,6 +46,8 @@ from llmos.protocol.messages import (
     Message,
     ModelInfoGet,
     ModelInfoList,
+    Render,
+    Rendered,
 )
 from llmos.protocol.params import SamplingParams
 from llmos.services.base import ServiceContext
@@ -52,7 +55,7 @@ from llmos.services.tokenizer.models import ModelTable, ServedModel, load_model
 from llmos.services.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
-    from llmos.ports.lifeline import AsyncLifeline
+    from llmos.ports.async_lifeline import AsyncLifeline
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +112,7 @@ class TextService:
         elif isinstance(message, DecodeClose):
             session.streams.pop(message.stream, None)
             session.ended.pop(message.stream, None)
-        elif isinstance(message, Encode):
+        elif isinstance(message, (Encode, Render)):
             self._encode(peer, message)
         elif isinstance(message, ModelInfoGet):
             self._send(peer, ModelInfoList(message.req, self._models.infos()))
@@ -178,12 +181,12 @@ class TextService:
 
     # ---------------------------------------------------------------- encoding
 
-    def _encode(self, peer: Peer, message: Encode) -> None:
+    def _encode(self, peer: Peer, message: Encode | Render) -> None:
         try:
-            size = check_encode(message)
+            size = check_render(message) if isinstance(message, Render) else check_encode(message)
             model = self._models.get(message.model)
-            if size <= _INLINE_BYTES:
-                self._send(peer, encode(model, message))
+            if size <= _INLINE_BYTES and not _has_grammar(message):
+                self._send(peer, answer(model, message))
                 return
         except LlmosError as error:
             self._send(peer, error_message(error, message.req))
@@ -198,26 +201,32 @@ class TextService:
             self.bug = bug
             self.is_broken.set()
 
-    async def _encode_long(self, peer: Peer, model: ServedModel, message: Encode, size: int) -> None:
+    async def _encode_long(self, peer: Peer, model: ServedModel, message: Encode | Render, size: int) -> None:
         loop = asyncio.get_running_loop()
         alarm = asyncio.Event()  # the thread has begun: from now on its time counts
 
-        def work() -> Encoded:
+        def work() -> Encoded | Rendered:
+            if _has_grammar(message):
+                model.vocabulary()  # the first time a second for a large one, which is not this grammar's fault
             loop.call_soon_threadsafe(alarm.set)
-            return encode(model, message)
+            return answer(model, message)
 
         watch = loop.create_task(_watch(alarm, size))
-        answer: Message
+        found: Message
         try:
-            answer = await loop.run_in_executor(self._threads, work)
+            found = await loop.run_in_executor(self._threads, work)
         except LlmosError as error:
-            answer = error_message(error, message.req)
+            found = error_message(error, message.req)
         except MemoryError:
             text = f"no memory to encode {size} bytes (tokenizer.memory_mib)"
-            answer = error_message(InvalidRequest(text, field="text"), message.req)
+            found = error_message(InvalidRequest(text, field="text"), message.req)
         finally:
             watch.cancel()
-        self._send(peer, answer)
+        self._send(peer, found)
+
+
+def _has_grammar(message: Encode | Render) -> bool:
+    return isinstance(message, Encode) and message.grammar is not None
 
 
 def time_limit(size: int) -> float:
@@ -236,10 +245,14 @@ async def _watch(alarm: asyncio.Event, size: int) -> None:
 
 def check_encode(message: Encode) -> int:
     """Size of the text in bytes; raises `InvalidRequest` for what must not be encoded."""
+    if message.grammar is not None:
+        message.grammar.check()
+    if message.grammar is not None and message.text is None and message.messages is None:
+        return len(message.grammar.text)
     if (message.text is None) == (message.messages is None):
         raise InvalidRequest("exactly one of text and messages is needed", field="text")
     if message.text is not None:
-        size = len(message.text.encode())
+        size = len(message.text.encode()) + len((message.second or "").encode())
         if size > limits.MAX_PROMPT_BYTES:
             raise InvalidRequest(f"text: {size} bytes, the limit is {limits.MAX_PROMPT_BYTES}", field="text")
         return size
@@ -252,24 +265,49 @@ def check_encode(message: Encode) -> int:
     return size
 
 
+def check_render(message: Render) -> int:
+    """Size of the ids in bytes; raises `InvalidRequest` if they are too many."""
+    size = len(message.token_ids)
+    if size > 4 * limits.MAX_PROMPT_TOKENS:
+        text = f"token_ids: {size // 4}, the limit is {limits.MAX_PROMPT_TOKENS}"
+        raise InvalidRequest(text, field="token_ids")
+    return size
+
+
 def check_stops(stops: tuple[str, ...]) -> None:
     """The limits of `SamplingParams.stop`, again: this process trusts no peer to have checked."""
     SamplingParams(stop=stops).check()
+
+
+def answer(model: ServedModel, message: Encode | Render) -> Encoded | Rendered:
+    """The answer to a request that passed its check. Thread-safe."""
+    return render(model, message) if isinstance(message, Render) else encode(model, message)
+
+
+def render(model: ServedModel, message: Render) -> Rendered:
+    ids = tuple(unpack_i32(message.token_ids))
+    return Rendered(message.req, model.open_stream(()).step(ids, True).text, model.piece_bytes(ids))
 
 
 def encode(model: ServedModel, message: Encode) -> Encoded:
     """The answer to a request that passed `check_encode`. Thread-safe."""
     if (trouble := os.environ.get(TROUBLE_VARIABLE)) is not None and message.text is not None:
         _make_trouble(message.text, trouble)
-    if message.text is not None:
-        ids, source = model.encode_text(message.text, continues=message.continues), "text"
-    else:
-        ids, source = model.encode_chat(message.messages or ()), "messages"
+    grammar = None if message.grammar is None else model.grammar(message.grammar)
+    ids: list[int] = []
+    source, second_at = "text", 0
+    if message.text is not None and model.info.task != GENERATE:
+        ids, second_at = model.encode_whole(message.text, message.second, truncate=message.truncate)
+    elif message.text is not None:
+        ids = model.encode_text(message.text, continues=message.continues)
+    elif message.messages is not None:
+        ids, source = model.encode_chat(message.messages, message.tools), "messages"
     if ARMED:
         reach("tokenizer.encoded")
     if len(ids) > limits.MAX_PROMPT_TOKENS:
         raise ContextTooLong(f"{source}: {len(ids)} tokens, the limit is {limits.MAX_PROMPT_TOKENS}", field=source)
-    return Encoded(message.req, pack_i32(ids), model.pieces(ids) if message.pieces else ())
+    pieces = model.pieces(ids) if message.pieces else ()
+    return Encoded(message.req, pack_i32(ids), pieces, second_at, grammar)
 
 
 def _make_trouble(text: str, word: str) -> None:

@@ -11,11 +11,11 @@ from llmos.client.lengths import Lengths, is_possible
 from llmos.client.patience import STEADY_S, Patience, Pauses
 
 
-def test_pauses_grow_to_a_second() -> None:
+def test_pauses_grow_to_the_longest() -> None:
     pauses = Pauses()
     given = [pauses.next() for _ in range(12)]
     assert given[:4] == pytest.approx([0.02, 0.03, 0.045, 0.0675])
-    assert given[9] < given[10] == given[11] == 1.0
+    assert given[6] < given[7] == given[11] == 0.3
     pauses.reset()
     assert pauses.next() == 0.02
 

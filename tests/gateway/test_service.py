@@ -258,7 +258,7 @@ def test_bad_bytes_are_answered_and_disturb_nobody(
             dialer.socket.send(frame)
             error = expect(dialer, m.Error)
             assert (error.req, error.code) == (req, code)
-            assert words in error.message
+            assert words in error.message.lower()  # libraries change their words
             dialer.send(generate(10, "still here", max_tokens=5))
             expect(dialer, m.Accepted)
             dialer.close()

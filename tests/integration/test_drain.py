@@ -38,8 +38,9 @@ def test_a_stream_ends_completely_after_sigterm():
             chunks = [next(iter(stream))]
             daemon.process.terminate()
             wait_until(lambda: "draining: 1 sequence runs" in daemon.log, "drain")
-            with pytest.raises(Unavailable, match="stopping and takes no new work"), Client(daemon.run_dir) as other:
-                other.generate([1], max_tokens=1)
+            with pytest.raises(Unavailable, match="stopping and takes no new work") as refusal:
+                ask_once(daemon.run_dir)
+            assert refusal.value.retry_after_s is not None
             chunks += stream
         assert tuple(token for chunk in chunks for token in chunk.token_ids) == expected(5, 3)
         assert stream.completion.finish_reason == "length"
@@ -64,6 +65,30 @@ def test_what_the_time_does_not_suffice_for_goes_on_at_the_next_start():
             assert again.completion.finish_reason == "length"
         assert tokens == expected(6, 3)
         assert tokens[: len(first.token_ids)] == tuple(first.token_ids)
+
+
+def test_what_is_asked_while_it_drains_the_next_one_does():
+    with running(config(60.0)) as daemon, Client(daemon.run_dir) as client:
+        with client.generate([1, 2, 3], stream=True, seed=7, max_tokens=COUNT, ignore_eos=True) as stream:
+            next(iter(stream))
+            daemon.process.terminate()
+            wait_until(lambda: "draining: 1 sequence runs" in daemon.log, "drain")
+            late = threading.Thread(
+                target=lambda: done.append(client.generate([4, 5], seed=8, max_tokens=3, ignore_eos=True))
+            )
+            done = []
+            late.start()
+            list(stream)
+        assert daemon.process.wait(60) == 0
+        assert done == []
+        daemon.start_again()
+        late.join()
+    assert done[0].token_ids == expected(8, 2)[:3]
+
+
+def ask_once(run_dir):
+    with Client(run_dir, reconnect_s=0) as client:
+        client.generate([1], max_tokens=1)
 
 
 def read_to_the_end(stream):

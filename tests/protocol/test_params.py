@@ -7,7 +7,7 @@ import pytest
 
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.params import Grammar, SamplingParams
 
 TINY = math.ulp(0.0)
 BIG = 2**31 - 1
@@ -25,6 +25,7 @@ NUMBERS: list[tuple[str, list[Any], list[Any]]] = [
     ("max_tokens", [1, 2, limits.MAX_TOKENS, None], [0, -1, limits.MAX_TOKENS + 1, 10**12]),
     ("min_tokens", [0, 1, limits.MAX_TOKENS], [-1, limits.MAX_TOKENS + 1]),
     ("logprobs", [0, 1, limits.MAX_LOGPROBS, None], [-1, limits.MAX_LOGPROBS + 1]),
+    ("prompt_logprobs", [0, 1, limits.MAX_LOGPROBS, None], [-1, limits.MAX_LOGPROBS + 1]),
 ]
 GOOD = [(field, value) for field, good, _ in NUMBERS for value in good]
 BAD = [(field, value) for field, _, bad in NUMBERS for value in bad]
@@ -48,6 +49,11 @@ LISTS: list[tuple[str, list[Any], list[Any]]] = [
             ((1, 1.0),) * 1025,
             ((1, math.nan),),
         ],
+    ),
+    (
+        "grammar",
+        [None, Grammar("json_object"), Grammar("regex", "é" * 2048), Grammar("lark", "a" * 65536)],
+        [Grammar("xml"), Grammar("regex", "é" * 2048 + "a"), Grammar("lark", "a" * 65537)],
     ),
 ]
 GOOD += [(field, value) for field, good, _ in LISTS for value in good]
@@ -75,6 +81,13 @@ def test_numbers_must_be_finite(field: str, value: float) -> None:
     assert caught.value.field == field
 
 
+def test_no_output_is_wanted_only_with_scores_of_the_prompt() -> None:
+    SamplingParams(max_tokens=0, prompt_logprobs=0).check()
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(max_tokens=0, logprobs=1).check()
+    assert caught.value.field == "max_tokens"
+
+
 def test_min_tokens_may_not_be_above_max_tokens() -> None:
     SamplingParams(min_tokens=5, max_tokens=5).check()
     with pytest.raises(InvalidRequest) as caught:
@@ -91,3 +104,11 @@ def test_the_first_bad_field_is_named() -> None:
 def test_every_field_has_a_case_here() -> None:
     covered = {field for field, *_ in [*NUMBERS, *LISTS]}
     assert covered == set(SamplingParams.__struct_fields__) - {"ignore_eos"}
+
+
+def test_an_output_with_a_grammar_has_to_be_able_to_end() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(grammar=Grammar("json_object"), ignore_eos=True).check()
+    assert caught.value.field == "ignore_eos"
+    assert SamplingParams(grammar=Grammar("json_object"), min_tokens=5).least_output == 0
+    assert SamplingParams(min_tokens=5).least_output == 5

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from llmos.codes import ErrorCode
 from llmos.errors import ConfigError, DaemonNotRunning, Overloaded, ProtocolError, RequestTimeout, VersionMismatch
-from llmos.ports import sync
+from llmos.ports import aio, sync
 from llmos.ports.aio import AsyncDialer, AsyncListener
 from llmos.ports.core import peer_uid
 from llmos.ports.endpoint import RunDir
@@ -297,7 +297,7 @@ def test_a_silent_listener_is_daemon_not_running(run_dir: RunDir) -> None:
 
 
 def test_a_hello_that_died_with_its_hearer_is_said_again(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync, "_HELLO_AGAIN_S", 0.2)
+    monkeypatch.setattr(sync, "HELLO_AGAIN_S", 0.2)
     first: Listener[Any] = Listener(run_dir, "supervisor", TO, frozenset({"storage"}))
     dialer: Dialer[Any] = Dialer(run_dir, "supervisor", FROM)
     second: list[Listener[Any]] = []
@@ -316,6 +316,27 @@ def test_a_hello_that_died_with_its_hearer_is_said_again(run_dir: RunDir, monkey
         other.join()
         dialer.close()
         second[0].close()
+
+
+def test_asyncio_a_hello_that_nobody_hears_is_said_again(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hearer may die of something else, or be busy for a moment: the second Welcome comes later and harms nobody."""
+    monkeypatch.setattr(aio, "HELLO_AGAIN_S", 0.2)
+
+    async def scenario() -> None:
+        deaf: AsyncListener[Any] = AsyncListener(run_dir, "supervisor", TO, ROLES)
+        dialer: AsyncDialer[Any] = AsyncDialer(run_dir, "supervisor", FROM)
+        greeting = asyncio.create_task(dialer.greet("storage", "s1", 20.0))
+        async with asyncio.timeout(DEADLINE_S):
+            for _ in range(2):
+                await deaf.socket.recv_multipart()  # not answered
+            receiving = asyncio.create_task(deaf.receive())
+            assert isinstance(await greeting, Welcome)
+            receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+        dialer.close()
+        deaf.close()
+
+    asyncio.run(scenario())
 
 
 def test_port_set_gives_ports_in_their_order(run_dir: RunDir) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from llmos.errors import DaemonNotRunning, ModelError, ProtocolError
 from llmos.ports import lifeline
+from llmos.ports.async_lifeline import AsyncLifeline
 from llmos.ports.endpoint import RunDir
-from llmos.ports.lifeline import AsyncLifeline, Lifeline
+from llmos.ports.lifeline import Lifeline
 from llmos.ports.sync import Listener
 from llmos.protocol.codec import Schema
 from llmos.protocol.messages import Heartbeat, ServiceFailed, ServiceReady, Stop, ToSupervisor
@@ -109,7 +110,7 @@ def test_poll_reads_stop(run_dir):
 
 @pytest.mark.usefixtures("_own_signals")
 def test_a_failure_arrives_before_the_process_goes(run_dir, monkeypatch):
-    monkeypatch.setattr(lifeline, "_FAILED_ACK_S", 1000.0)
+    monkeypatch.setattr(lifeline, "FAILED_ACK_S", 1000.0)
     with FakeSupervisor(run_dir) as supervisor:
         line = Lifeline(run_dir, "storage", "storage")
         line.connect(DEADLINE_S)

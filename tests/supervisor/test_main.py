@@ -123,11 +123,18 @@ def test_the_lock_excludes_and_is_removed(tmp_path):
         assert run_dir.lock.read_text() == f"{os.getpid()}\n"
 
 
+HEAVY = "torch transformers tokenizers asyncio sqlite3 typer rich llmos.client"
+
+
 @pytest.mark.slow
-def test_the_supervisor_loads_nothing_heavy():
-    heavy = (
-        "torch transformers numpy tokenizers asyncio sqlite3 typer rich llmos.services llmos.microkernel llmos.client"
-    )
-    code = f"import sys, llmos.supervisor.main; print([name for name in {heavy.split()} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("llmos.supervisor.main", f"{HEAVY} numpy llmos.services llmos.microkernel"),
+        ("llmos.microkernel.main", f"{HEAVY} ssl"),  # its start is a pause for everybody
+    ],
+)
+def test_who_must_start_fast_loads_nothing_heavy(module, heavy):
+    code = f"import sys, {module}; print([name for name in {heavy.split()} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

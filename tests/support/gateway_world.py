@@ -25,7 +25,7 @@ from llmos.keys.server_key import make_server_key
 from llmos.ports.aio import AsyncListener
 from llmos.ports.endpoint import RunDir
 from llmos.protocol import messages as m
-from llmos.protocol.codec import Schema, pack_i32
+from llmos.protocol.codec import Schema, pack_i32, unpack_i32
 from llmos.protocol.params import SamplingParams
 from llmos.services.gateway.audit import AuditLog
 from llmos.services.gateway.door import TcpDoor
@@ -53,6 +53,8 @@ def model_info(name: str = "echo", **changes: Any) -> m.ModelInfo:
         "eos_token_ids": (0,),
         "has_chat_template": True,
         "defaults": SamplingParams(temperature=0.7, top_k=40),
+        "tools": m.ToolFormat("hermes"),
+        "has_grammar": True,
     }
     return m.ModelInfo(**(fields | changes))
 
@@ -110,8 +112,14 @@ class FakeTokenizer:
             text = message.text
             if text is None:
                 text = "".join(f"{part.role}:{part.content}\n" for part in message.messages or ())
-            raw = text.encode()
-            return m.Encoded(message.req, pack_i32(list(raw)), tuple(chr(b) for b in raw) if message.pieces else ())
+            raw, second = text.encode(), (message.second or "").encode()
+            pieces = tuple(chr(b) for b in raw) if message.pieces else ()
+            return m.Encoded(
+                message.req, pack_i32(list(raw + second)), pieces, len(raw) if second else 0, message.grammar
+            )
+        if isinstance(message, m.Render):
+            raw = bytes(list(unpack_i32(message.token_ids)))
+            return m.Rendered(message.req, raw.decode(errors="replace"), tuple(bytes([byte]) for byte in raw))
         if isinstance(message, m.DecodeOpen):
             self.streams[message.stream] = _Stream(message.stop)
         elif isinstance(message, m.DecodeClose):

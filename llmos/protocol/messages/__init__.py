@@ -5,7 +5,7 @@ appended, an appended field has a default, a number is never reused; the schema 
 Token ids and page ids travel as little-endian int32 blobs (`pack_i32`), not as lists: a 256-row plan costs ~1 us to pack.
 
 Groups (one file each): handshake 1-9 | client port 10-39 | text port 40-59 | kernel port, sequences 60-79 | kernel port, control 80-99 |
-        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159.
+        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159 | measures 180-181.
 """
 
 from __future__ import annotations
@@ -26,14 +26,21 @@ from llmos.protocol.messages.client import (
     Cancel,
     ChatMessage,
     Continue,
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedded,
     Finished,
     Generate,
+    PromptLogprobs,
     Spawn,
     Spawned,
     Tokenize,
     Tokenized,
     TokenLogprobs,
     Tokens,
+    Tool,
+    ToolCall,
     Usage,
 )
 from llmos.protocol.messages.control import (
@@ -77,7 +84,15 @@ from llmos.protocol.messages.control import (
     Wait,
     Waited,
 )
+from llmos.protocol.messages.measures import (
+    EndedRow,
+    HistogramRow,
+    LaneMeasures,
+    MeasuresGet,
+    MeasuresReply,
+)
 from llmos.protocol.messages.sequences import (
+    ResultEntry,
     SeqAccepted,
     SeqAck,
     SeqAppend,
@@ -100,6 +115,7 @@ from llmos.protocol.messages.steps import (
     ExecutorWelcome,
     RowAdd,
     RowLogprobs,
+    RowResult,
     StepPlan,
     StepResult,
 )
@@ -127,6 +143,9 @@ from llmos.protocol.messages.text import (
     ModelInfo,
     ModelInfoGet,
     ModelInfoList,
+    Render,
+    Rendered,
+    ToolFormat,
 )
 from llmos.protocol.params import SamplingParams
 
@@ -149,6 +168,7 @@ ControlVerb = (
     | After
     | RecordWrite
     | RestartService
+    | MeasuresGet
 )
 ControlAnswer = (
     PsReply
@@ -162,11 +182,27 @@ ControlAnswer = (
     | Waited
     | Stats
     | RecordWritten
+    | MeasuresReply
 )
-ClientToGateway = Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | ControlVerb
-GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | ControlAnswer
-GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose
-TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded
+ClientToGateway = (
+    Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | Embed | ControlVerb
+)
+GatewayToClient = (
+    Welcome
+    | Error
+    | Accepted
+    | Tokens
+    | Finished
+    | Spawned
+    | Appended
+    | Tokenized
+    | Detokenized
+    | Embedded
+    | PromptLogprobs
+    | ControlAnswer
+)
+GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose | Render
+TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded | Rendered
 ToKernel = (
     Hello
     | SeqSubmit
@@ -229,11 +265,16 @@ __all__ = [
     "DecodeStep",
     "Decoded",
     "DecodedItem",
+    "Detokenize",
+    "Detokenized",
     "Done",
     "Drain",
     "Draining",
+    "Embed",
+    "Embedded",
     "Encode",
     "Encoded",
+    "EndedRow",
     "Error",
     "ExecutorReady",
     "ExecutorWelcome",
@@ -249,12 +290,16 @@ __all__ = [
     "Generate",
     "Heartbeat",
     "Hello",
+    "HistogramRow",
     "JobRow",
     "KernelRestarted",
     "Kill",
     "KillService",
     "Killed",
+    "LaneMeasures",
     "LaneStatus",
+    "MeasuresGet",
+    "MeasuresReply",
     "Message",
     "ModelInfo",
     "ModelInfoGet",
@@ -265,14 +310,19 @@ __all__ = [
     "ModelsReply",
     "Nice",
     "Part",
+    "PromptLogprobs",
     "PsGet",
     "PsReply",
     "RecordWrite",
     "RecordWritten",
+    "Render",
+    "Rendered",
     "RestartService",
+    "ResultEntry",
     "Resume",
     "RowAdd",
     "RowLogprobs",
+    "RowResult",
     "SamplingParams",
     "SeqAccepted",
     "SeqAck",
@@ -320,6 +370,9 @@ __all__ = [
     "Tokenized",
     "TokenizerToGateway",
     "Tokens",
+    "Tool",
+    "ToolCall",
+    "ToolFormat",
     "Usage",
     "Wait",
     "Waited",

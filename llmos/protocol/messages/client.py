@@ -6,9 +6,30 @@ from llmos.protocol.messages.base import Message, Part
 from llmos.protocol.params import SamplingParams
 
 
+class ToolCall(Part, frozen=True):
+    """A call that an earlier answer made. `arguments`: JSON text of an object."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
 class ChatMessage(Part, frozen=True):
+    """`tool_calls`: of role assistant. `tool_call_id`, `name`: of role tool, which call its content answers."""
+
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class Tool(Part, frozen=True):
+    """A function that the model may call. `parameters`: JSON schema of an object as text, "" = it takes none."""
+
+    name: str
+    description: str | None = None
+    parameters: str = ""
 
 
 class Usage(Part, frozen=True):
@@ -35,7 +56,10 @@ class Generate(Message, tag=10, frozen=True):
 
     `nice`: -20 (most urgent) to 19; below 0 is for administrators. `deadline_ms`: from now; a sequence still waiting then is ended,
     one that can not be done by then is refused. `parent`: the sequence whose job it belongs to. `after`: it waits until these have
-    ended, and ends itself if one of them does badly.
+    ended, and ends itself if one of them does badly. `again`: it may have been accepted before, under the same `client_request_id`.
+
+    `tools`: what the model may call, only with `messages`. `tool_choice`: "auto", "none", "required", or "function:NAME"; the last two
+    make a call certain by a grammar. `parallel_tool_calls` False: such a call is the only one.
     """
 
     req: int
@@ -49,13 +73,20 @@ class Generate(Message, tag=10, frozen=True):
     deadline_ms: float | None = None
     parent: int | None = None
     after: tuple[int, ...] = ()
+    again: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
 
 
 class Accepted(Message, tag=11, frozen=True):
+    """`tool_family`: how the text of a `Generate` with tools writes calls, for `llmos.tools.CallParser`."""
+
     req: int
     rid: int
     model: str
     prompt_tokens: int
+    tool_family: str | None = None
 
 
 class Tokens(Message, tag=12, frozen=True):
@@ -99,6 +130,7 @@ class Tokenize(Message, tag=16, frozen=True):
     model: str | None
     text: str | None
     messages: tuple[ChatMessage, ...] | None
+    tools: tuple[Tool, ...] = ()
 
 
 class Tokenized(Message, tag=17, frozen=True):
@@ -179,3 +211,62 @@ class Attach(Message, tag=23, frozen=True):
     req: int
     rid: int
     offset: int = 0
+
+
+class Embed(Message, tag=24, frozen=True):
+    """Client -> gateway: what an encoder model makes of a text: its embedding, or the scores of its classes. Exactly one of `text`,
+    `token_ids`. The answer is `Embedded`.
+
+    `second`: another text that is read together with `text`, for models that judge pairs. `truncate`: a text that is too long is cut
+    instead of refused. The others as in `Generate`.
+    """
+
+    req: int
+    model: str | None
+    text: str | None
+    token_ids: bytes | None = None
+    second: str | None = None
+    truncate: bool = False
+    client_request_id: str | None = None
+    nice: int = 0
+    deadline_ms: float | None = None
+    parent: int | None = None
+    after: tuple[int, ...] = ()
+
+
+class Embedded(Message, tag=25, frozen=True):
+    """`values`: float32[n]. `labels`: what each number stands for, if the model has names for classes."""
+
+    req: int
+    rid: int
+    model: str
+    values: bytes
+    labels: tuple[str, ...]
+    usage: Usage
+
+
+class PromptLogprobs(Message, tag=26, frozen=True):
+    """Gateway -> client, to who asked for `prompt_logprobs`: records of the prompt's tokens from `start` on, each with `top` best ones;
+    before the first `Tokens`. Section 3.6 has their form. An `Attach` gets all of them again."""
+
+    req: int
+    start: int
+    top: int
+    values: bytes
+
+
+class Detokenize(Message, tag=30, frozen=True):
+    """Client -> gateway: token ids (int32[n]) back to text."""
+
+    req: int
+    model: str | None
+    token_ids: bytes
+
+
+class Detokenized(Message, tag=31, frozen=True):
+    """`text`: of all of them, without special tokens. `pieces`: the bytes of each token alone, which may be a part of a character."""
+
+    req: int
+    model: str
+    text: str
+    pieces: tuple[bytes, ...]
