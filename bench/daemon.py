@@ -29,6 +29,9 @@ path = "{model}"
 backend = "{backend}"
 threads = {threads}
 
+[http]
+{http}
+
 [storage]
 state_dir = "{state}"
 """
@@ -38,7 +41,14 @@ class Daemon:
     """`with Daemon(...) as daemon:` gives a serving llmosd at `daemon.run_dir`."""
 
     def __init__(
-        self, model: Path, *, threads: int, max_rows: int = 64, timeout_s: float = 180.0, backend: str = "cpu"
+        self,
+        model: Path,
+        *,
+        threads: int,
+        max_rows: int = 64,
+        timeout_s: float = 180.0,
+        backend: str = "cpu",
+        http_workers: int = 0,
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="llmos-"))
         self.run_dir = self._folder / "run"
@@ -46,6 +56,7 @@ class Daemon:
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[str] | None = None
         values = {"model": model, "state": self._folder / "state", "threads": threads, "max_rows": max_rows}
+        values["http"] = f'address = "127.0.0.1:0"\nworkers = {http_workers}' if http_workers else "enabled = false"
         self._config = self._folder / "llmosd.toml"
         self._config.write_text(CONFIG.format(timeout=timeout_s, backend=backend, **values))
 
@@ -73,10 +84,14 @@ class Daemon:
         time.sleep(seconds)  # the measurement itself, not a synchronisation
         return (self._cpu_seconds() - before) / (time.perf_counter() - start)
 
-    def _cpu_seconds(self) -> float:
+    def processes(self) -> list[psutil.Process]:
+        """llmosd and all that it started."""
         assert self._process is not None
         root = psutil.Process(self._process.pid)
-        times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+        return [root, *root.children(recursive=True)]
+
+    def _cpu_seconds(self) -> float:
+        times = [process.cpu_times() for process in self.processes()]
         return float(sum(used.user + used.system for used in times))
 
     def _wait_until_serving(self, process: subprocess.Popen[str]) -> None:

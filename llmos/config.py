@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from llmos.errors import ConfigError
+from llmos.http_place import parse_http_address
 from llmos.log import LEVELS
-from llmos.protocol.limits import MAX_CLIENTS, MAX_IN_FLIGHT_PER_CLIENT, MAX_KV_PAGES, MAX_MODEL_NAME_CHARS
+from llmos.protocol.limits import (
+    MAX_CLIENT_MESSAGE_BYTES,
+    MAX_CLIENTS,
+    MAX_IN_FLIGHT_PER_CLIENT,
+    MAX_KV_PAGES,
+    MAX_MODEL_NAME_CHARS,
+)
 from llmos.tcp_address import parse_address
 from llmos.toml_tables import Problems, key, locate, nearest, read_table, render_table, required
 
@@ -240,6 +247,40 @@ class GatewayConfig:
 
 
 @dataclass(frozen=True)
+class HttpConfig:
+    """HTTP: the OpenAI and Anthropic protocols, and llmos's own verbs."""
+
+    enabled: bool = key(
+        True, "Serve HTTP. Every request needs a key; the first start makes one for this machine's user."
+    )
+    address: str = key(
+        "",
+        'Where, as in "127.0.0.1:5822". "" = that, or any free port if somebody has it. An address that others can reach needs '
+        "a key (llmosctl keys add), and tls_cert or behind_proxy.",
+    )
+    workers: int = key(1, "Processes that serve it.", unit="processes", low=1, high=64)
+    tls_cert: str = key("", "File with the certificate (PEM), relative to this file; then tls_key is needed, too.")
+    tls_key: str = key("", "File with the certificate's private key (PEM).")
+    behind_proxy: bool = key(
+        False,
+        "Others reach the address through a proxy only, which encrypts; llmos itself then may serve plain HTTP on it.",
+    )
+    max_body_mib: float = key(
+        10.0, "Largest body of a request.", unit="MiB", low=0.001, high=MAX_CLIENT_MESSAGE_BYTES / 2**20
+    )
+    max_connections: int = key(
+        2048, "Most connections of one worker; more are answered with 503.", unit="connections", low=1, high=60_000
+    )
+    memory_mib: int = key(
+        1024,
+        "Most memory of one worker; it is replaced if it needs more. 0 = no limit.",
+        unit="MiB",
+        low=0,
+        high=MAX_MEMORY_MIB,
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole file."""
 
@@ -249,6 +290,7 @@ class Config:
     tokenizer: TokenizerConfig = TokenizerConfig()
     storage: StorageConfig = StorageConfig()
     gateway: GatewayConfig = GatewayConfig()
+    http: HttpConfig = HttpConfig()
 
 
 _TABLES: dict[str, type] = {
@@ -257,6 +299,7 @@ _TABLES: dict[str, type] = {
     "tokenizer": TokenizerConfig,
     "storage": StorageConfig,
     "gateway": GatewayConfig,
+    "http": HttpConfig,
 }
 
 
@@ -288,12 +331,23 @@ def _build(raw: dict[str, Any], problems: Problems, base: Path) -> Config:
         parse_address(config.gateway.tcp)
     except ConfigError as error:
         problems.add("gateway", 0, "tcp", error.message)
+    try:
+        parse_http_address(config.http.address)
+    except ConfigError as error:
+        problems.add("http", 0, "address", error.message)
+    if bool(config.http.tls_cert) != bool(config.http.tls_key):
+        problems.add("http", 0, "tls_cert", "http.tls_cert and http.tls_key belong together: one of them is missing")
     if problems.found:
         raise ConfigError(problems.text(), field=problems.first_key)
     return replace(
         config,
         daemon=replace(config.daemon, run_dir=_absolute(config.daemon.run_dir, base)),
         storage=replace(config.storage, state_dir=_absolute(config.storage.state_dir, base)),
+        http=replace(
+            config.http,
+            tls_cert=_absolute(config.http.tls_cert, base),
+            tls_key=_absolute(config.http.tls_key, base),
+        ),
     )
 
 

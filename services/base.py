@@ -40,13 +40,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServiceContext:
-    """Who this process is. `model` is set for services that serve one model."""
+    """Who this process is. `model` is set for services that serve one model, `listen_fd` for those that get their listening
+    socket from llmosd."""
 
     config: Config
     run_dir: RunDir
     role: str
     name: str
     model: ModelConfig | None
+    listen_fd: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def _start(role: str) -> _Start:
     parser.add_argument("--config", type=Path, help="configuration file; without it the built-in defaults")
     parser.add_argument("--name", default="")
     parser.add_argument("--model", help="the model this process serves")
+    parser.add_argument("--listen-fd", type=int, help="the inherited socket that this process serves")
     parser.add_argument(
         "--no-supervisor", action="store_true", help="run alone: print `ready NAME` instead of reporting"
     )
@@ -126,7 +129,9 @@ def _start(role: str) -> _Start:
     try:
         config = load_config(options.config)
         setup_logging(name, config.daemon.log_level)
-        context = ServiceContext(config, RunDir(options.run_dir), role, name, _find_model(config, options.model))
+        context = ServiceContext(
+            config, RunDir(options.run_dir), role, name, _find_model(config, options.model), options.listen_fd
+        )
         _limit(config, role)
         if os.environ.get(HANG_VARIABLE) == "1":
             signal.signal(signal.SIGUSR1, _hang)
@@ -143,14 +148,18 @@ def _hang(*_: object) -> None:
 
 def _limit(config: Config, role: str) -> None:
     """What strangers can talk to may run out of memory, but only of its own; and has room for as many connections as it may."""
-    memory_mib = {"gateway": config.gateway.memory_mib, "tokenizer": config.tokenizer.memory_mib}.get(role, 0)
+    memory_mib = {
+        "gateway": config.gateway.memory_mib,
+        "http": config.http.memory_mib,
+        "tokenizer": config.tokenizer.memory_mib,
+    }.get(role, 0)
     if memory_mib:
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = memory_mib << 20
         resource.setrlimit(
             resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most)
         )
-    if role == "gateway":
+    if role in ("gateway", "http"):
         now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
         if now != resource.RLIM_INFINITY:

@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "llmos.killpoints": STDLIB,
     "llmos.tcp_address": STDLIB | PROTOCOL,
     "llmos.toml_tables": STDLIB,
-    "llmos.config": STDLIB | PROTOCOL | {"llmos.log", "llmos.tcp_address", "llmos.toml_tables"},
+    "llmos.http_place": STDLIB | PROTOCOL | {"llmos.ports.endpoint", "llmos.tcp_address", "msgspec"},
+    "llmos.http_links": STDLIB | {"msgspec"},
+    "llmos.config": STDLIB | PROTOCOL | {"llmos.http_place", "llmos.log", "llmos.tcp_address", "llmos.toml_tables"},
 }
 KERNEL_HEAVY = HEAVY - {"numpy"}  # per-row arrays may be numpy columns where a measurement shows that it pays
 OURS = {f"llmos.{name}" for name in ("microkernel", "supervisor", "client", "ctl", "services", "kernels")}

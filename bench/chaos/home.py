@@ -37,6 +37,9 @@ hang_timeout_s = {hang_s}
 max_rows = 64
 retention_s = 120.0
 
+[http]
+enabled = false
+
 [storage]
 state_dir = "{home}/state"
 """

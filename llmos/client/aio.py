@@ -44,6 +44,9 @@ from llmos.protocol.messages import (
     Done,
     Explained,
     Killed,
+    LaneMeasures,
+    MeasuresGet,
+    MeasuresReply,
     ModelRow,
     ModelsGet,
     ModelsReply,
@@ -185,6 +188,10 @@ class AsyncClient:
     async def status(self) -> StatusReply:
         """Version, served models with their pages and counters, and the daemon's processes."""
         return await self._wire.call(CONTROL, StatusGet, StatusReply)
+
+    async def measures(self) -> tuple[LaneMeasures, ...]:
+        """Histograms of each served model: time in the queue, to the first token, between tokens, of steps; and how outputs ended."""
+        return (await self._wire.call(CONTROL, MeasuresGet, MeasuresReply)).lanes
 
     async def ps(self) -> tuple[SeqRow, ...]:
         """Live sequences of this user; of all users for root and the daemon's own user."""

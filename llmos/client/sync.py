@@ -116,6 +116,7 @@ class Client:
     explain = blocking(AsyncClient.explain)
     ps = blocking(AsyncClient.ps)
     status = blocking(AsyncClient.status)
+    measures = blocking(AsyncClient.measures)
     models = blocking(AsyncClient.models)
     tokenize = blocking(AsyncClient.tokenize)
     tenants = blocking(AsyncClient.tenants)

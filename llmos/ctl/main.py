@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from llmos import __version__
-from llmos.ctl import commands, flight, generate, keys, processes, sequences, services, systemd, tenants
+from llmos.ctl import commands, flight, generate, http, keys, processes, sequences, services, systemd, tenants
 from llmos.ctl.arguments import (
     Json,
     Model,
@@ -146,6 +146,7 @@ app.add_typer(tenants.app, name="tenant")
 app.add_typer(top.app)
 app.add_typer(flight.app)
 app.add_typer(services.app)
+app.add_typer(http.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(systemd.app, name="systemd")
 

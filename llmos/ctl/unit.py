@@ -136,9 +136,9 @@ class Unit:
         return lines if self.user else [*lines, *_HARDENING_SYSTEM, *self._devices(), *self._writable()]
 
     def _address_families(self) -> list[str]:
-        inet = " AF_INET AF_INET6" if self.config.gateway.tcp else ""
+        inet = " AF_INET AF_INET6" if self.config.gateway.tcp or self.config.http.enabled else ""
         return [
-            "# Unix sockets, and gateway.tcp's if it is set; CUDA's libraries ask the kernel for devices over netlink.",
+            "# Unix sockets, the network for HTTP and gateway.tcp; CUDA's libraries ask the kernel for devices over netlink.",
             f"RestrictAddressFamilies=AF_UNIX AF_NETLINK{inet}",
         ]
 

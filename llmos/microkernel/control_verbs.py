@@ -56,6 +56,12 @@ def status(state: State, sender: Sender, message: m.StatusGet, now: float) -> No
     state.outbox.send(sender.peer, m.StatusReply(message.req, __version__, uptime, lanes, state.services))
 
 
+@VERBS.handles(m.MeasuresGet)
+def measures(state: State, sender: Sender, message: m.MeasuresGet, now: float) -> None:
+    lanes = tuple(lane.measures.report(lane.model) for lane in state.lanes.values())
+    state.outbox.send(sender.peer, m.MeasuresReply(message.req, lanes))
+
+
 @VERBS.handles(m.ModelsGet)
 def models(state: State, sender: Sender, message: m.ModelsGet, now: float) -> None:
     """Storage knows."""

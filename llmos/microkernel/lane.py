@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from llmos.errors import InvalidRequest, ProtocolError, Unavailable
 from llmos.microkernel.commit import Outcome
 from llmos.microkernel.limits import SchedulerLimits
+from llmos.microkernel.measures import Measures
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sequence import Sequence
 from llmos.microkernel.step_watch import StepWatch
@@ -38,6 +39,7 @@ class Lane:
         self.model = model
         self.tenants = TenantTable(limits_of)
         self.trial = Trial()
+        self.measures = Measures()
         self.generation = generation
         self.executor: int | None = None  # peer
         self.executor_pid = 0  # 0: not known
@@ -104,7 +106,7 @@ class Lane:
             max_rows=min(self._limits.max_rows, ready.max_rows),
             max_step_tokens=min(self._limits.max_step_tokens, ready.max_step_tokens),
         )
-        old, self.scheduler = self.scheduler, Scheduler(ready, limits, self.tenants, self.trial)
+        old, self.scheduler = self.scheduler, Scheduler(ready, limits, self.tenants, self.trial, self.measures)
         if old is not None:
             self.scheduler.residents.counters = self.scheduler.counters = old.counters
         for seq in survivors:

@@ -23,6 +23,7 @@ from llmos.microkernel.commit import Outcome, commit_step
 from llmos.microkernel.growth import Growth
 from llmos.microkernel.intake import Intake
 from llmos.microkernel.limits import SchedulerLimits
+from llmos.microkernel.measures import Measures
 from llmos.microkernel.plan import Copies, InFlightStep, PlanBuilder, equal
 from llmos.microkernel.residents import Residents
 from llmos.microkernel.rows import Ints
@@ -40,13 +41,16 @@ _EARLIEST_RETRY_S, _LATEST_RETRY_S = 0.1, 30.0
 class Scheduler:
     """Plans steps over the residents of one executor generation."""
 
-    def __init__(self, executor: ExecutorReady, limits: SchedulerLimits, tenants: TenantTable, trial: Trial) -> None:
+    def __init__(
+        self, executor: ExecutorReady, limits: SchedulerLimits, tenants: TenantTable, trial: Trial, measures: Measures
+    ) -> None:
         self.page_size = executor.page_size
         self.vocab_size = executor.vocab_size
         self.limits = limits
         self.tenants = tenants
         self.residents = Residents(executor, limits, tenants)
         self.trial = trial
+        self.measures = measures
         self.intake = Intake(self.residents, limits, trial)
         self.rows = self.residents.rows
         self.queue = self.residents.queue
@@ -203,6 +207,7 @@ class Scheduler:
         row = self.rows.take(seq, seq.kept_tokens, self.page_size, tenant.index)
         if seq.started_at is None:
             seq.started_at = now
+            self.measures.queue.add(now - seq.turn_at)
             seq.cached_tokens = seq.kept_tokens
             self.counters.prefix_hit_tokens += seq.kept_tokens
             self.counters.prefix_query_tokens += seq.prompt_len
@@ -282,6 +287,7 @@ class Scheduler:
         step = self.in_flight.popleft()
         self.residents.costs.note(busy_s, step.num_decodes, step.num_prefill)
         self.holdings.idle = not self.in_flight
+        self.measures.step_done(busy_s, step.num_decodes, now, goes_on=bool(self.in_flight))
         outcome = commit_step(self.rows, step, samples, failed, self.vocab_size)
         self.counters.tokens_committed += len(outcome.tokens)
         if outcome.batches is None:
@@ -313,6 +319,8 @@ class Scheduler:
             seq = rows.seqs[row]
             assert seq is not None
             seq.timeline.enter(Cause.DECODE, now)
+            if rows.known_at_start[row] == seq.prompt_len:
+                self.measures.first_token.add(now - seq.turn_at)
 
     def _rest_prefilled(self, step: InFlightStep, now: float) -> None:
         """Open sequences whose input is computed now, up to the newest token, leave their rows."""

@@ -337,6 +337,7 @@ class State:
     def _tell_end(self, seq: Sequence, reason: FinishReason, now: float, num_output: int) -> None:
         seq.end = m.SeqEnd(seq.rid, int(reason), seq.usage(now, num_output))
         self.outbox.end(seq.reader, seq.end)
+        self.lanes[seq.model].measures.turn_ended(int(reason))
         self.quiet_since = now
         seq.last_reader, seq.reader = seq.reader, NOBODY
         if not seq.is_open:

@@ -21,10 +21,11 @@ from llmos.config import Config, load_config, render_config
 from llmos.errors import ConfigError, LlmosError
 from llmos.log import setup_logging
 from llmos.ports.endpoint import RunDir, default_run_dir
-from llmos.supervisor.check import check_door, check_models
+from llmos.supervisor.check import check_door, check_http, check_models
+from llmos.supervisor.http_door import HttpDoor
 from llmos.supervisor.lock import AlreadyRunning, RunLock
 from llmos.supervisor.notify import Notifier
-from llmos.supervisor.plan import Stages, make_plan
+from llmos.supervisor.plan import make_plan
 from llmos.supervisor.signals import StopSignals
 from llmos.supervisor.supervisor import EXIT_CONFIG, StartFailed, StopRequested, Supervisor
 
@@ -41,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(render_config().rstrip())
             return 0
         config = load_config(options.config)
-        found = [*check_models(config), *check_door(config)]
+        found = [*check_models(config), *check_door(config), *check_http(config)]
         if options.check:
             _say("\n".join([f"{options.config or 'built-in defaults'}: valid", *found]))
             return 0
         setup_logging("llmosd", config.daemon.log_level)
         run_dir = RunDir(options.run_dir or config.daemon.run_dir or default_run_dir())
-        return run_daemon(config, make_plan(config, options.config, run_dir), run_dir)
+        return run_daemon(config, options.config, run_dir)
     except LlmosError as error:
         _complain(error.message)
         return EXIT_CONFIG
@@ -59,19 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BUG
 
 
-def run_daemon(config: Config, stages: Stages, run_dir: RunDir) -> int:
+def run_daemon(config: Config, config_file: Path | None, run_dir: RunDir) -> int:
     """Serve until a stop signal; whatever happens, no child, socket or lock is left."""
     started = time.monotonic()
     exit_code, last_word = 0, "stopped"
     with StopSignals() as signals, contextlib.closing(Notifier(os.environ)) as notifier:
         _check_usable(run_dir)
         run_dir.create()
-        with RunLock(run_dir):
+        with RunLock(run_dir), HttpDoor(config, run_dir) as door:
             run_dir.remove_sockets()
+            stages = make_plan(config, config_file, run_dir, door.fd)
             supervisor = Supervisor(stages, run_dir, config.daemon, signals, notifier)
             try:
                 supervisor.start()
-                _say(_serving_line(config, run_dir, time.monotonic() - started))
+                _say(_serving_line(config, run_dir, door.url, time.monotonic() - started))
                 supervisor.serve()
                 log.info("asked to stop; a second signal does not wait for what runs, a further one kills at once")
                 supervisor.drain()
@@ -100,13 +102,14 @@ def _check_usable(run_dir: RunDir) -> None:
             )
 
 
-def _serving_line(config: Config, run_dir: RunDir, seconds: float) -> str:
+def _serving_line(config: Config, run_dir: RunDir, url: str, seconds: float) -> str:
     models = ", ".join(model.name for model in config.models)
     pid = run_dir.lock.read_text().strip()
     network = f" and tcp://{config.gateway.tcp}" if config.gateway.tcp else ""
+    web = f" and {url}" if url else ""
     here = "" if run_dir.path == default_run_dir().absolute() else f"LLMOS_RUN_DIR={shlex.quote(str(run_dir.path))} "
     return (
-        f"llmos is serving {models} on {run_dir.socket('client')}{network} (pid {pid}, {seconds:.1f} s); "
+        f"llmos is serving {models} on {run_dir.socket('client')}{network}{web} (pid {pid}, {seconds:.1f} s); "
         f'try: {here}llmosctl run "What is the capital of France?"'
     )
 

@@ -7,7 +7,7 @@ supervisor knows services by module name only and never imports them.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmos.config import Config
@@ -19,6 +19,7 @@ _MODULES = {
     "tokenizer": "llmos.services.tokenizer",
     "executor": "llmos.services.executor",
     "gateway": "llmos.services.gateway",
+    "http": "llmos.services.gateway.http",
 }
 
 
@@ -40,21 +41,35 @@ class ServiceSpec:
     role: str
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
+    inherits: tuple[int, ...] = ()  # descriptors that it gets, by the same numbers
 
 
 Stages = tuple[tuple[ServiceSpec, ...], ...]
 
 
-def make_plan(config: Config, config_file: Path | None, run_dir: RunDir) -> Stages:
-    """The stages for a configuration. `config_file` None = children use the built-in defaults, too."""
+def make_plan(config: Config, config_file: Path | None, run_dir: RunDir, http_fd: int | None = None) -> Stages:
+    """The stages for a configuration. `config_file` None = children use the built-in defaults, too. `http_fd`: the socket that HTTP is
+    served on; None = it is not.
+    """
 
-    def spec(role: str, model: str | None = None) -> ServiceSpec:
-        name = f"{role}.{model}" if model else role
+    def spec(role: str, part: str | None = None) -> ServiceSpec:
+        name = f"{role}.{part}" if part else role
         # -P: the working directory must not shadow installed packages (PyPI has a package named `kernels`).
         command = [sys.executable, "-P", "-m", _MODULES[role], "--run-dir", str(run_dir.path), "--name", name]
         command += ["--config", str(config_file.absolute())] if config_file else []
-        command += ["--model", model] if model else []
+        command += ["--model", part] if part and role == "executor" else []
         return ServiceSpec(name, role, tuple(command), _ENVIRONMENTS.get(role, ()))
 
     executors = tuple(spec("executor", model.name) for model in config.models)
-    return ((spec("microkernel"),), (spec("storage"), spec("tokenizer"), *executors), (spec("gateway"),))
+    doors = [spec("gateway")]
+    if http_fd is not None:
+        workers = config.http.workers
+        doors += [
+            _http_worker(spec("http", name), http_fd)
+            for name in ([None] if workers == 1 else [str(number) for number in range(workers)])
+        ]
+    return ((spec("microkernel"),), (spec("storage"), spec("tokenizer"), *executors), tuple(doors))
+
+
+def _http_worker(plain: ServiceSpec, fd: int) -> ServiceSpec:
+    return replace(plain, command=(*plain.command, "--listen-fd", str(fd)), inherits=(fd,))

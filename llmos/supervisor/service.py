@@ -52,7 +52,7 @@ class Service:
 
     def start(self, now: float) -> None:
         self._move(ServiceState.STARTING)
-        self.process = spawn(self.spec.command, dict(self.spec.environment))
+        self.process = spawn(self.spec.command, dict(self.spec.environment), self.spec.inherits)
         self.pidfd = os.pidfd_open(self.process.pid)
         self.started_at, self.peer, self.failure, self.detail = now, None, None, "starting"
         self.ready_at, self.renewing = None, False

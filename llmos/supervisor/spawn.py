@@ -17,10 +17,12 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, inherits: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Run `command` with stdin from /dev/null and stdout and stderr on our stderr.
 
-    `environment`: defaults for the child; what llmosd itself was started with wins.
+    `environment`: defaults for the child; what llmosd itself was started with wins. `inherits`: descriptors that it keeps.
     """
     assert threading.current_thread() is threading.main_thread()
     parent = os.getpid()
@@ -42,4 +44,5 @@ def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None) 
             stderr=2,
             start_new_session=True,
             preexec_fn=tie_to_parent,
+            pass_fds=tuple(inherits),
         )

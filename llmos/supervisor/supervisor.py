@@ -53,8 +53,8 @@ _STATE_AFTER = {
 _POLICY = RestartPolicy()
 # What strangers can reach is never given up: it is they who would decide that.
 _PATIENT = RestartPolicy(longest_pause_s=5.0, most_in_a_row=sys.maxsize)
-_POLICIES = {"gateway": _PATIENT, "tokenizer": _PATIENT}
-_ROLES = frozenset({"microkernel", "executor", "tokenizer", "storage", "gateway"})
+_POLICIES = {"gateway": _PATIENT, "http": _PATIENT, "tokenizer": _PATIENT}
+_ROLES = frozenset({"microkernel", "executor", "tokenizer", "storage", "gateway", "http"})
 _IDLE_TURN_S = 1.0  # also how often uptimes are reported
 _LONG_WORK = 12  # times the usual patience with one that announced long work
 _DRAIN_TURN_S = 0.1

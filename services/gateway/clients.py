@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import Peer
@@ -24,6 +24,23 @@ log = logging.getLogger(__name__)
 MAX_BACKLOG = 100_000  # messages
 MAX_BACKLOG_BYTES = 32 * 1024 * 1024  # more than one frame may have
 R = TypeVar("R")
+
+
+class Client(Protocol):
+    """What the router needs of a client, by whatever door it came. `id`: no other client of this gateway has it. `requests`: numbers of
+    its open requests by its own numbers."""
+
+    peer: Peer
+    id: bytes
+    requests: dict[int, int]
+
+
+class Clients(Protocol):
+    """Where the router finds them."""
+
+    def find(self, client_id: bytes) -> Client | None: ...
+
+    def send(self, client: Any, message: Message) -> None: ...
 
 
 class ClientState(Generic[R]):

@@ -1,8 +1,9 @@
-"""Requests of one question and one answer: Tokenize, Spawn, Append. State table: requests.py.
+"""Requests of one question and one answer: Tokenize, Detokenize, Spawn, Append. State table: requests.py.
 
-Tokenize   Encode -> Encoded -> Tokenized
-Spawn      (Encode -> Encoded) -> SeqSpawn -> SeqAccepted -> Spawned
-Append     (Encode -> Encoded) -> Stat -> Stats -> SeqAppend -> SeqAppended -> Appended
+Tokenize     Encode -> Encoded -> Tokenized
+Detokenize   Render -> Rendered -> Detokenized
+Spawn        (Encode -> Encoded) -> SeqSpawn -> SeqAccepted -> Spawned
+Append       (Encode -> Encoded) -> Stat -> Stats -> SeqAppend -> SeqAppended -> Appended
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 from llmos.protocol.messages import (
     Appended,
     Close,
+    Detokenized,
     Encoded,
     ModelInfo,
+    Rendered,
     SeqAccepted,
     SeqAppend,
     SeqAppended,
@@ -25,8 +28,8 @@ from llmos.services.gateway.validate import check_ids
 
 
 class Exchange(Request):
-    """`wanted`: of the microkernel, still without its tokens; None for Tokenize. `is_durable`: the client gave a Spawn an id of its
-    own.
+    """`wanted`: of the microkernel, still without its tokens; None for Tokenize and Detokenize. `is_durable`: the client gave a Spawn an
+    id of its own.
     """
 
     def __init__(
@@ -54,6 +57,11 @@ class Exchange(Request):
         self._num_tokens = len(ids)
         question.complete(**{"prompt" if is_spawn else "tokens": message.token_ids})
         self._submit(len(message.token_ids), now, out)
+
+    def rendered(self, message: Rendered) -> Detokenized:
+        """Its tokens as text: the answer."""
+        self._move(RequestState.ENDED)
+        return Detokenized(self.req, self.model, message.text, message.pieces)
 
     def _granted(self, message: Granted, now: float, out: Outbox) -> None:
         is_orphan = self.state is RequestState.ORPHANED

@@ -14,10 +14,12 @@ from llmos.protocol.messages import (
     Append,
     Attach,
     Continue,
+    Detokenize,
     Encode,
     Encoded,
     Generate,
     ModelInfo,
+    Render,
     SeqAppend,
     SeqAttach,
     SeqContinue,
@@ -103,6 +105,13 @@ def tokenize(message: Tokenize, entry: Entry) -> Request:
     return _encode(request, message, info, entry)
 
 
+def detokenize(message: Detokenize, entry: Entry) -> Request:
+    info = validate.check_detokenize(message, entry.models)
+    request = Exchange(entry.number, entry.asker.client, message.req, info.model)
+    request.encode(Render(entry.number, info.model, message.token_ids), len(message.token_ids))
+    return request
+
+
 def go_on(message: Continue, entry: Entry) -> Request:
     checked = validate.check_continue(message, entry.models)
     question = SeqContinue(
@@ -134,6 +143,7 @@ INTAKE: dict[type, Callable[[Any, Entry], Request]] = {
     Continue: go_on,
     Attach: attach,
     Tokenize: tokenize,
+    Detokenize: detokenize,
 }
 
 

@@ -75,6 +75,7 @@ from llmos.protocol.messages import (
     Encoded,
     Message,
     ModelInfo,
+    Render,
     SeqAccepted,
     SeqAppended,
     SeqAttached,
@@ -144,7 +145,7 @@ class Request(ABC):
         self.weight = _WEIGHT
         self.has_turn = False
         self.strikes = 0
-        self._text: Encode | None = None
+        self._text: Encode | Render | None = None
         self._question = question
 
     @property
@@ -165,8 +166,8 @@ class Request(ABC):
 
     # ------------------------------------------------------------ the tokenizer
 
-    def encode(self, text: Encode, size: int) -> None:
-        """Its prompt is a text."""
+    def encode(self, text: Encode | Render, size: int) -> None:
+        """Its prompt is a text, or it has tokens that are to be one."""
         self._text = text
         self.weight = _WEIGHT + size
 

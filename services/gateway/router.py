@@ -34,6 +34,7 @@ from llmos.protocol.messages import (
     Message,
     ModelInfo,
     ModelInfoList,
+    Rendered,
     SeqAccepted,
     SeqAppend,
     SeqAppended,
@@ -48,9 +49,10 @@ from llmos.protocol.messages import (
     Stats,
     TokenEntry,
 )
-from llmos.services.gateway.clients import ClientState, ClientTable, ClientTables
+from llmos.services.gateway.clients import Client, Clients
 from llmos.services.gateway.deadlines import Deadlines
 from llmos.services.gateway.desk import Desk
+from llmos.services.gateway.exchanges import Exchange
 from llmos.services.gateway.intake import INTAKE, Entry
 from llmos.services.gateway.overload import Overload
 from llmos.services.gateway.owners import Asker, identify
@@ -71,7 +73,7 @@ _QUESTIONS = (SeqSubmit, SeqSpawn, SeqAppend, SeqContinue, SeqAttach, Stat)
 _WAITING = (RequestState.ENCODING, RequestState.SUBMITTED, RequestState.RESUMING)
 
 
-def _local(client: ClientState[int]) -> Asker:
+def _local(client: Client) -> Asker:
     return identify(client.id, client.peer, None)
 
 
@@ -86,10 +88,10 @@ class Router:
         send_kernel: Send,
         max_in_flight: int,
         key_prefix: str,
-        identify: Callable[[ClientState[int]], Asker] = _local,
+        identify: Callable[[Client], Asker] = _local,
     ) -> None:
         self.models: dict[str, ModelInfo] = {}
-        self.clients: ClientTable[int] | ClientTables[int] | None = None  # request numbers; set once they are bound
+        self.clients: Clients | None = None  # set once they can come
         self.waiting_bytes = 0
         self._send_text = send_text
         self._send_kernel = send_kernel
@@ -114,7 +116,7 @@ class Router:
 
     # ------------------------------------------------------------ from clients
 
-    def on_client(self, client: ClientState[int], message: Any, now: float) -> None:
+    def on_client(self, client: Client, message: Any, now: float) -> None:
         out = Outbox()
         if type(message) in INTAKE:
             try:
@@ -134,7 +136,7 @@ class Router:
             out.client.append((client.id, error_message(error, message.req)))
         self._flush(out, now)
 
-    def dismiss(self, client: ClientState[int], error: LlmosError, now: float) -> None:
+    def dismiss(self, client: Client, error: LlmosError, now: float) -> None:
         """It may not be here any more: everything it reads or waits for ends with the error."""
         out = Outbox()
         for number in list(client.requests.values()):
@@ -144,7 +146,7 @@ class Router:
                 self._settle(request, now, out)
         self._flush(out, now)
 
-    def on_client_gone(self, client: ClientState[int], now: float) -> None:
+    def on_client_gone(self, client: Client, now: float) -> None:
         """The client left: nobody waits for its requests."""
         out = Outbox()
         numbers, client.requests = list(client.requests.values()), {}
@@ -157,7 +159,16 @@ class Router:
                 self._settle(request, now, out)
         self._flush(out, now)
 
-    def _enter(self, client: ClientState[int], message: Any, now: float, out: Outbox) -> None:
+    def leave(self, client: Client, req: int, now: float) -> None:
+        """The client does not want this answer any more, nor an end of it."""
+        request = self._requests.get(client.requests.pop(req, 0))
+        if request is not None:
+            out = Outbox()
+            request.abandon(out)
+            self._settle(request, now, out)
+            self._flush(out, now)
+
+    def _enter(self, client: Client, message: Any, now: float, out: Outbox) -> None:
         """Begin a request; raises the typed refusal."""
         asker = self._identify(client)
         check_right(asker.role, message)
@@ -189,6 +200,11 @@ class Router:
                     self._settle(request, now, out)
         elif isinstance(message, Encoded):
             self._encoded(message, now, out)
+        elif isinstance(message, Rendered):
+            request = self._requests.get(message.req)
+            if isinstance(request, Exchange) and request.state is RequestState.ENCODING:
+                out.client.append((request.client, request.rendered(message)))
+                self._settle(request, now, out)
         elif isinstance(message, ModelInfoList):
             self.models = {info.model: info for info in message.models}
         elif isinstance(message, Error):

@@ -33,6 +33,7 @@ from llmos.protocol.messages import (
     Continue,
     ControlVerb,
     Deadline,
+    Detokenize,
     Fork,
     Generate,
     Kill,
@@ -104,6 +105,13 @@ def check_attach(message: Attach) -> None:
 def check_tokenize(message: Tokenize, models: Mapping[str, ModelInfo]) -> ModelInfo:
     info = find_model(message.model, models)
     _check_prompt(message.text, message.messages, None, info)
+    return info
+
+
+def check_detokenize(message: Detokenize, models: Mapping[str, ModelInfo]) -> ModelInfo:
+    info = find_model(message.model, models)
+    _check_size(message.token_ids)
+    _check_ids(message.token_ids, info)
     return info
 
 
@@ -181,10 +189,7 @@ def check_tokens(prompt: bytes, params: SamplingParams, info: ModelInfo) -> Samp
 
 def check_ids(prompt: bytes, info: ModelInfo, *, may_be_empty: bool = False) -> array[int]:
     """Token ids that the model knows, fewer than its context holds."""
-    try:
-        ids = unpack_i32(prompt)
-    except ProtocolError as error:
-        raise InvalidRequest(f"prompt: {error.message}", field="prompt") from None
+    ids = _check_ids(prompt, info)
     if not ids:
         if may_be_empty:
             return ids
@@ -193,13 +198,6 @@ def check_ids(prompt: bytes, info: ModelInfo, *, may_be_empty: bool = False) -> 
         raise ContextTooLong(
             f"prompt has {len(ids)} tokens; {info.model} has a context of {info.max_context}, "
             "which must hold at least one token more",
-            field="prompt",
-        )
-    lowest, highest = min(ids), max(ids)
-    if lowest < 0 or highest >= info.vocab_size:
-        wrong = lowest if lowest < 0 else highest
-        raise InvalidRequest(
-            f"prompt: token id {wrong} is outside [0, {info.vocab_size}), the vocabulary of {info.model}",
             field="prompt",
         )
     return ids
@@ -267,16 +265,36 @@ def _check_prompt(
     if not (text or messages or token_ids):
         raise InvalidRequest("prompt is empty", field="prompt")
     if token_ids is not None:
-        if len(token_ids) > 4 * limits.MAX_PROMPT_TOKENS:
-            raise InvalidRequest(
-                f"prompt: {len(token_ids) // 4} token ids, the limit is {limits.MAX_PROMPT_TOKENS}", field="prompt"
-            )
+        _check_size(token_ids)
         return
     if messages is not None:
         _check_chat(messages, info)
     size = len(text.encode()) if text else sum(len(m.role.encode()) + len(m.content.encode()) for m in messages or ())
     if size > limits.MAX_PROMPT_BYTES:
         raise InvalidRequest(f"prompt: {size} bytes, the limit is {limits.MAX_PROMPT_BYTES}", field="prompt")
+
+
+def _check_size(token_ids: bytes) -> None:
+    if len(token_ids) > 4 * limits.MAX_PROMPT_TOKENS:
+        raise InvalidRequest(
+            f"prompt: {len(token_ids) // 4} token ids, the limit is {limits.MAX_PROMPT_TOKENS}", field="prompt"
+        )
+
+
+def _check_ids(token_ids: bytes, info: ModelInfo) -> array[int]:
+    """Whole numbers, and in the vocabulary."""
+    try:
+        ids = unpack_i32(token_ids)
+    except ProtocolError as error:
+        raise InvalidRequest(f"prompt: {error.message}", field="prompt") from None
+    lowest, highest = min(ids, default=0), max(ids, default=0)
+    if lowest < 0 or highest >= info.vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise InvalidRequest(
+            f"prompt: token id {wrong} is outside [0, {info.vocab_size}), the vocabulary of {info.model}",
+            field="prompt",
+        )
+    return ids
 
 
 def _check_chat(messages: tuple[ChatMessage, ...], info: ModelInfo) -> None:

@@ -139,6 +139,12 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF = _byte_alphabet()
 
 
+def plain_bytes(token: str) -> bytes:
+    """The bytes of one token of a vocabulary that is not byte-level."""
+    found = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(found[1], 16)]) if found else token.replace("\u2581", " ").encode(errors="replace")
+
+
 def token_bytes(token: str) -> bytes:
     """The bytes of a byte-level token; a token outside that alphabet (an added one) stands for itself."""
     try:

@@ -18,7 +18,7 @@ from llmos.errors import InvalidRequest, LlmosError, ModelError, NotFound
 from llmos.protocol.messages import ChatMessage, ModelInfo
 from llmos.services.tokenizer.chat import ChatTemplate, find_template
 from llmos.services.tokenizer.directory import ModelDirectory
-from llmos.services.tokenizer.incremental import DecodePlan, token_bytes
+from llmos.services.tokenizer.incremental import DecodePlan, plain_bytes, token_bytes
 from llmos.services.tokenizer.stream import TextStream
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,14 @@ class ServedModel:
         if self._byte_level:
             return tuple(token_bytes(token).decode(errors="replace") for token in tokens)
         return tuple(token.replace("\u2581", " ") for token in tokens)
+
+    def piece_bytes(self, ids: Iterable[int]) -> tuple[bytes, ...]:
+        """Each token alone, as the bytes it stands for; empty if it stands for nothing."""
+        tokenizer = self._needed(self._tokenizer, "token_ids")
+        tokens = [tokenizer.id_to_token(token_id) or "" for token_id in ids]
+        if self._byte_level:
+            return tuple(map(token_bytes, tokens))
+        return tuple(map(plain_bytes, tokens))
 
     def open_stream(self, stops: tuple[str, ...]) -> TextStream:
         return TextStream(self._plan, stops)

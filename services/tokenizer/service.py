@@ -29,7 +29,7 @@ from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
 from llmos.ports.core import Peer
 from llmos.protocol import limits
-from llmos.protocol.codec import Schema, pack_i32
+from llmos.protocol.codec import Schema, pack_i32, unpack_i32
 from llmos.protocol.failures import error_message
 from llmos.protocol.messages import (
     ChatMessage,
@@ -45,6 +45,8 @@ from llmos.protocol.messages import (
     Message,
     ModelInfoGet,
     ModelInfoList,
+    Render,
+    Rendered,
 )
 from llmos.protocol.params import SamplingParams
 from llmos.services.base import ServiceContext
@@ -109,7 +111,7 @@ class TextService:
         elif isinstance(message, DecodeClose):
             session.streams.pop(message.stream, None)
             session.ended.pop(message.stream, None)
-        elif isinstance(message, Encode):
+        elif isinstance(message, (Encode, Render)):
             self._encode(peer, message)
         elif isinstance(message, ModelInfoGet):
             self._send(peer, ModelInfoList(message.req, self._models.infos()))
@@ -178,12 +180,12 @@ class TextService:
 
     # ---------------------------------------------------------------- encoding
 
-    def _encode(self, peer: Peer, message: Encode) -> None:
+    def _encode(self, peer: Peer, message: Encode | Render) -> None:
         try:
-            size = check_encode(message)
+            size = check_render(message) if isinstance(message, Render) else check_encode(message)
             model = self._models.get(message.model)
             if size <= _INLINE_BYTES:
-                self._send(peer, encode(model, message))
+                self._send(peer, answer(model, message))
                 return
         except LlmosError as error:
             self._send(peer, error_message(error, message.req))
@@ -198,26 +200,26 @@ class TextService:
             self.bug = bug
             self.is_broken.set()
 
-    async def _encode_long(self, peer: Peer, model: ServedModel, message: Encode, size: int) -> None:
+    async def _encode_long(self, peer: Peer, model: ServedModel, message: Encode | Render, size: int) -> None:
         loop = asyncio.get_running_loop()
         alarm = asyncio.Event()  # the thread has begun: from now on its time counts
 
-        def work() -> Encoded:
+        def work() -> Encoded | Rendered:
             loop.call_soon_threadsafe(alarm.set)
-            return encode(model, message)
+            return answer(model, message)
 
         watch = loop.create_task(_watch(alarm, size))
-        answer: Message
+        found: Message
         try:
-            answer = await loop.run_in_executor(self._threads, work)
+            found = await loop.run_in_executor(self._threads, work)
         except LlmosError as error:
-            answer = error_message(error, message.req)
+            found = error_message(error, message.req)
         except MemoryError:
             text = f"no memory to encode {size} bytes (tokenizer.memory_mib)"
-            answer = error_message(InvalidRequest(text, field="text"), message.req)
+            found = error_message(InvalidRequest(text, field="text"), message.req)
         finally:
             watch.cancel()
-        self._send(peer, answer)
+        self._send(peer, found)
 
 
 def time_limit(size: int) -> float:
@@ -252,9 +254,28 @@ def check_encode(message: Encode) -> int:
     return size
 
 
+def check_render(message: Render) -> int:
+    """Size of the ids in bytes; raises `InvalidRequest` if they are too many."""
+    size = len(message.token_ids)
+    if size > 4 * limits.MAX_PROMPT_TOKENS:
+        text = f"token_ids: {size // 4}, the limit is {limits.MAX_PROMPT_TOKENS}"
+        raise InvalidRequest(text, field="token_ids")
+    return size
+
+
 def check_stops(stops: tuple[str, ...]) -> None:
     """The limits of `SamplingParams.stop`, again: this process trusts no peer to have checked."""
     SamplingParams(stop=stops).check()
+
+
+def answer(model: ServedModel, message: Encode | Render) -> Encoded | Rendered:
+    """The answer to a request that passed its check. Thread-safe."""
+    return render(model, message) if isinstance(message, Render) else encode(model, message)
+
+
+def render(model: ServedModel, message: Render) -> Rendered:
+    ids = tuple(unpack_i32(message.token_ids))
+    return Rendered(message.req, model.open_stream(()).step(ids, True).text, model.piece_bytes(ids))
 
 
 def encode(model: ServedModel, message: Encode) -> Encoded:

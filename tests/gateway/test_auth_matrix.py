@@ -17,7 +17,7 @@ from llmos.ports import options
 from llmos.ports.tcp import Credentials
 from llmos.protocol import handshake
 from llmos.protocol import messages as m
-from llmos.protocol.codec import Schema, encode
+from llmos.protocol.codec import Schema, encode, pack_i32
 from llmos.protocol.params import SamplingParams
 from llmos.services.gateway.rights import RIGHTS
 
@@ -33,6 +33,7 @@ DATA: list[Any] = [
     m.Continue(5, RID, "echo", PARAMS),
     m.Attach(5, RID),
     m.Tokenize(5, None, "abc", None),
+    m.Detokenize(5, None, pack_i32([65, 66])),
 ]
 CONTROL: list[Any] = [
     m.PsGet(5),
@@ -53,9 +54,10 @@ CONTROL: list[Any] = [
     m.After(5, RID, ()),
     m.RecordWrite(5),
     m.RestartService(5, "gateway"),
+    m.MeasuresGet(5),
 ]
 SILENT = (m.Ack(5, 1), m.Cancel(5))  # never answered: they concern requests of the same connection
-NEEDS_INSPECT = (m.PsGet, m.StatusGet, m.Explain, m.TenantsGet)
+NEEDS_INSPECT = (m.PsGet, m.StatusGet, m.Explain, m.TenantsGet, m.MeasuresGet)
 NEEDS_ADMIN = (m.TenantSet, m.RecordWrite, m.RestartService)
 
 

@@ -117,6 +117,10 @@ IDS = Given(
     ((pack_i32([1]), True), (pack_i32([255]), True), (pack_i32([256]), False), (pack_i32([-1]), False), (pack_i32([2**31 - 1]), False),
      (b"\1\0\0", False), (pack_i32([1] * 511), True), (pack_i32([1] * 512), False), (bytes(4 * (limits.MAX_PROMPT_TOKENS + 1)), False))
 )  # fmt: skip
+ANY_IDS = Given(
+    ((b"", True), (pack_i32([255]), True), (pack_i32([256]), False), (pack_i32([-1]), False), (b"\1\0\0", False),
+     (pack_i32([1] * 512), True), (bytes(4 * (limits.MAX_PROMPT_TOKENS + 1)), False))
+)  # fmt: skip
 CHAT = Given(
     (((m.ChatMessage("user", "a"),), True), ((m.ChatMessage("user", "a"),) * limits.MAX_CHAT_MESSAGES, True),
      ((m.ChatMessage("user", "a"),) * (limits.MAX_CHAT_MESSAGES + 1), False), ((), False),
@@ -146,6 +150,7 @@ TABLE: dict[type, dict[str, Any]] = {
     m.Append: {"req": REQ, "rid": RIDS, "model": OF_SEQUENCE, "text": TEXT, "token_ids": IDS},
     m.Continue: {"req": REQ, "rid": RIDS, "model": OF_SEQUENCE, "params": PARAMS, "deadline_ms": DEADLINE},
     m.Attach: {"req": REQ, "rid": RIDS, "offset": Number(0, 2**63 - 1)},
+    m.Detokenize: {"req": REQ, "model": MODEL, "token_ids": ANY_IDS},
     m.Tokenize: {"req": REQ, "model": MODEL, "text": TEXT, "messages": CHAT},
     m.Ack: {"req": Ignored("of nobody: dropped"), "upto": Ignored("at most what was sent counts")},
     m.Cancel: {"req": Ignored("of nobody: dropped")},
@@ -158,6 +163,7 @@ TABLE: dict[type, dict[str, Any]] = {
         "req": REQ, "rid": Number(1, RID), "owner": OWNER, "tenant": Ignored("below"), "job": Ignored("below"), "model": Ignored("below"),
     },
     m.StatusGet: {"req": REQ},
+    m.MeasuresGet: {"req": REQ},
     m.ModelsGet: {"req": REQ},
     m.Nice: {"req": REQ, "rid": RIDS, "nice": NICE, "owner": OWNER},
     m.Suspend: {"req": REQ, "rid": RIDS, "pages": Number(0, 2), "owner": OWNER},
@@ -215,6 +221,8 @@ def message(kind: type, name: str, value: Any) -> Any:
     fields = {each.name: PLAIN.get(each.name) for each in msgspec.structs.fields(kind)}
     if kind in PROMPTED and name not in ("text", "token_ids", "messages"):
         fields["text"] = "hi"
+    if kind is m.Detokenize:
+        fields["token_ids"] = b""
     if kind is m.TenantSet:
         fields["tenant"] = "eve"
     if kind is m.Kill:

@@ -153,7 +153,7 @@ def test_verbs_travel_both_ways(world: GatewayWorld) -> None:
 
 def test_wait_is_answered_at_the_end_and_forgotten_with_its_client(world: GatewayWorld) -> None:
     world.kernel.paused = True
-    relay = world.gateway._relay
+    relay = world.gateway.relay
     with Peer(world) as client, Peer(world, "client-control") as control:
         rid = client.ask(m.Spawn(1, None), m.Spawned).rid
         with Peer(world, "client-control") as other:

@@ -123,7 +123,7 @@ def test_requests_wait_for_a_microkernel(world: GatewayWorld) -> None:
         end_kernel(world)
         client.send(generate(2, "late", max_tokens=4))
         control.send(m.Stat(3, rid))
-        wait_until(lambda: len(world.gateway.router) == 1 and world.gateway._relay._questions)
+        wait_until(lambda: len(world.gateway.router) == 1 and world.gateway.relay._questions)
         world.start_kernel(world.kernel)
         client.expect(m.Accepted)
         assert client.read()[0] == "late"

@@ -7,13 +7,15 @@ import os
 import sys
 from pathlib import Path
 
+from llmos.config import HttpConfig
 from llmos.supervisor import main as llmosd
 
 behaviours = dict(pair.split("=") for pair in os.environ.get("STANDINS", "").split(",") if pair)
 real_plan = llmosd.make_plan
+real_load = llmosd.load_config
 
 
-def make_plan(config, config_file, run_dir):
+def make_plan(config, config_file, run_dir, http_fd):
     def standin(spec):
         behaviour = behaviours.get(spec.name, "good")
         script = str(Path(__file__).with_name("standin.py"))
@@ -24,5 +26,6 @@ def make_plan(config, config_file, run_dir):
 
 
 llmosd.make_plan = make_plan
+llmosd.load_config = lambda path: dataclasses.replace(real_load(path), http=HttpConfig(enabled=False))
 llmosd.check_models = lambda config: []
 sys.exit(llmosd.main())

@@ -33,7 +33,8 @@ class Daemon:
         self.home = Path(tempfile.mkdtemp(prefix="llmos-"))  # short: unix socket paths are limited
         self.run_dir = self.home / "run"
         self.config = self.home / "llmosd.toml"
-        self.config.write_text(config + f'\n[storage]\nstate_dir = "{self.home}/state"\n')
+        http = "" if "[http]" in config else "\n[http]\nenabled = false\n"  # a process that most tests do not need
+        self.config.write_text(config + http + f'\n[storage]\nstate_dir = "{self.home}/state"\n')
         self.log_path = self.home / "log"
         prepare(self.home / "state")
         self._start()

@@ -297,6 +297,8 @@ class EchoKernel:
             lane = m.LaneStatus("echo", 1, True, 16, 64, 60, 2, 1, 3, 9, 27, 0, 8, 16, 0, "float32", "cpu", MAX_CONTEXT)
             service = m.ServiceStatus("microkernel", 3, 4321, 0, 61_000.0, "fine")
             return m.StatusReply(message.req, "0.1.0", 61_000.0, (lane,), (service,))
+        if isinstance(message, m.MeasuresGet):
+            return m.MeasuresReply(message.req, ())
         if isinstance(message, m.ModelsGet):
             row = m.ModelRow("echo", "/models/echo", "ab" * 32, "EchoForCausalLM", "serving", 1_234_567)
             return m.ModelsReply(message.req, (row,))

@@ -25,7 +25,7 @@ from llmos.keys.server_key import make_server_key
 from llmos.ports.aio import AsyncListener
 from llmos.ports.endpoint import RunDir
 from llmos.protocol import messages as m
-from llmos.protocol.codec import Schema, pack_i32
+from llmos.protocol.codec import Schema, pack_i32, unpack_i32
 from llmos.protocol.params import SamplingParams
 from llmos.services.gateway.audit import AuditLog
 from llmos.services.gateway.door import TcpDoor
@@ -112,6 +112,9 @@ class FakeTokenizer:
                 text = "".join(f"{part.role}:{part.content}\n" for part in message.messages or ())
             raw = text.encode()
             return m.Encoded(message.req, pack_i32(list(raw)), tuple(chr(b) for b in raw) if message.pieces else ())
+        if isinstance(message, m.Render):
+            raw = bytes(list(unpack_i32(message.token_ids)))
+            return m.Rendered(message.req, raw.decode(errors="replace"), tuple(bytes([byte]) for byte in raw))
         if isinstance(message, m.DecodeOpen):
             self.streams[message.stream] = _Stream(message.stop)
         elif isinstance(message, m.DecodeClose):

@@ -5,7 +5,7 @@ appended, an appended field has a default, a number is never reused; the schema 
 Token ids and page ids travel as little-endian int32 blobs (`pack_i32`), not as lists: a 256-row plan costs ~1 us to pack.
 
 Groups (one file each): handshake 1-9 | client port 10-39 | text port 40-59 | kernel port, sequences 60-79 | kernel port, control 80-99 |
-        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159.
+        executors 100-119 | supervisor port 120-139 | kernel port, more control 140-159 | measures 180-181.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from llmos.protocol.messages.client import (
     Cancel,
     ChatMessage,
     Continue,
+    Detokenize,
+    Detokenized,
     Finished,
     Generate,
     Spawn,
@@ -77,6 +79,13 @@ from llmos.protocol.messages.control import (
     Wait,
     Waited,
 )
+from llmos.protocol.messages.measures import (
+    EndedRow,
+    HistogramRow,
+    LaneMeasures,
+    MeasuresGet,
+    MeasuresReply,
+)
 from llmos.protocol.messages.sequences import (
     SeqAccepted,
     SeqAck,
@@ -127,6 +136,8 @@ from llmos.protocol.messages.text import (
     ModelInfo,
     ModelInfoGet,
     ModelInfoList,
+    Render,
+    Rendered,
 )
 from llmos.protocol.params import SamplingParams
 
@@ -149,6 +160,7 @@ ControlVerb = (
     | After
     | RecordWrite
     | RestartService
+    | MeasuresGet
 )
 ControlAnswer = (
     PsReply
@@ -162,11 +174,16 @@ ControlAnswer = (
     | Waited
     | Stats
     | RecordWritten
+    | MeasuresReply
 )
-ClientToGateway = Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | ControlVerb
-GatewayToClient = Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | ControlAnswer
-GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose
-TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded
+ClientToGateway = (
+    Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | ControlVerb
+)
+GatewayToClient = (
+    Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | Detokenized | ControlAnswer
+)
+GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose | Render
+TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded | Rendered
 ToKernel = (
     Hello
     | SeqSubmit
@@ -229,11 +246,14 @@ __all__ = [
     "DecodeStep",
     "Decoded",
     "DecodedItem",
+    "Detokenize",
+    "Detokenized",
     "Done",
     "Drain",
     "Draining",
     "Encode",
     "Encoded",
+    "EndedRow",
     "Error",
     "ExecutorReady",
     "ExecutorWelcome",
@@ -249,12 +269,16 @@ __all__ = [
     "Generate",
     "Heartbeat",
     "Hello",
+    "HistogramRow",
     "JobRow",
     "KernelRestarted",
     "Kill",
     "KillService",
     "Killed",
+    "LaneMeasures",
     "LaneStatus",
+    "MeasuresGet",
+    "MeasuresReply",
     "Message",
     "ModelInfo",
     "ModelInfoGet",
@@ -269,6 +293,8 @@ __all__ = [
     "PsReply",
     "RecordWrite",
     "RecordWritten",
+    "Render",
+    "Rendered",
     "RestartService",
     "Resume",
     "RowAdd",

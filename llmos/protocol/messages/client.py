@@ -180,3 +180,20 @@ class Attach(Message, tag=23, frozen=True):
     req: int
     rid: int
     offset: int = 0
+
+
+class Detokenize(Message, tag=30, frozen=True):
+    """Client -> gateway: token ids (int32[n]) back to text."""
+
+    req: int
+    model: str | None
+    token_ids: bytes
+
+
+class Detokenized(Message, tag=31, frozen=True):
+    """`text`: of all of them, without special tokens. `pieces`: the bytes of each token alone, which may be a part of a character."""
+
+    req: int
+    model: str
+    text: str
+    pieces: tuple[bytes, ...]

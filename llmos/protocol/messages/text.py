@@ -85,3 +85,17 @@ class DecodeClose(Message, tag=47, frozen=True):
     """The stream's owner left; drop its state without an answer."""
 
     stream: int
+
+
+class Render(Message, tag=55, frozen=True):
+    """Token ids to text, all at once."""
+
+    req: int
+    model: str
+    token_ids: bytes
+
+
+class Rendered(Message, tag=56, frozen=True):
+    req: int
+    text: str
+    pieces: tuple[bytes, ...]
