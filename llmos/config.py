@@ -167,19 +167,32 @@ class ModelConfig:
     )
     backend: str = key(
         "auto",
-        "What computes: cpu = torch on the processor, fake = no model, for tests.",
-        choices=("auto", "cpu", "fake"),
+        "What computes: cuda = an NVIDIA GPU, cpu = torch on the processor, fake = no model, for tests; auto = cuda where torch finds a "
+        "GPU, else cpu.",
+        choices=("auto", "cpu", "cuda", "fake"),
     )
     dtype: str = key(
         "auto",
-        "Number format of weights and KV cache; auto = as the checkpoint says.",
+        "Number format of weights and KV cache; auto = bfloat16 on a GPU, else as the checkpoint says.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    page_size: int = key(16, "KV cache page.", unit="tokens", low=1, high=1024)
+    page_size: int = key(0, "KV cache page; 0 = 64 on a GPU, else 16.", unit="tokens", low=0, high=1024)
     num_pages: int = key(
         0, "KV cache pages; 0 = as many as kv_cache_gib holds.", unit="pages", low=0, high=MAX_KV_PAGES
     )
-    kv_cache_gib: float = key(1.0, "Memory for the KV cache, where num_pages is 0.", unit="GiB", low=0.001, high=65_536)
+    kv_cache_gib: float = key(
+        0.0,
+        "Memory for the KV cache, where num_pages is 0; 0 = on a GPU what memory_share leaves, else 1 GiB.",
+        unit="GiB",
+        low=0,
+        high=65_536,
+    )
+    memory_share: float = key(
+        0.9,
+        "Share of the GPU's memory that is free after the weights, to be used if kv_cache_gib is 0.",
+        low=0.01,
+        high=1,
+    )
     host_cache_gib: float = key(
         0.0,
         "Memory for pages that are swapped out of the KV cache; 0 = none, they are recomputed.",
@@ -189,6 +202,11 @@ class ModelConfig:
     )
     max_context: int = key(
         0, "Longest prompt and output together; 0 = what the model was made for.", unit="tokens", low=0, high=16_777_216
+    )
+    deterministic: bool = key(
+        False,
+        "On a GPU: the same tokens and log-probabilities whatever else is in the batch, however a prompt is cut, and after preemption; "
+        "prompts take longer.",
     )
     threads: int = key(0, "Processor threads of the executor; 0 = physical cores.", unit="threads", low=0, high=1024)
 

@@ -25,6 +25,7 @@ ALLOWED = {
     "services/gateway/audit.py": "times of audit lines",
     "services/gateway/http/access.py": "as one-time links: a browser may have to be let in again",
     "services/gateway/http/anthropic_messages.py": "`created` of an answer",
+    "services/gateway/http/encoders.py": "`created` of an answer",
     "services/gateway/http/openai_chat.py": "`created` of an answer",
     "services/gateway/http/openai_completions.py": "`created` of an answer",
     "services/gateway/http/openai_responses.py": "`created_at` of an answer",

@@ -44,7 +44,7 @@ def test_defaults_are_those_of_the_design():
     assert config.models == (ModelConfig("demo"),)
     assert (config.daemon.start_timeout_s, config.daemon.stop_timeout_s) == (120.0, 10.0)
     assert (config.microkernel.max_rows, config.microkernel.max_step_tokens) == (256, 2048)
-    assert (config.models[0].page_size, config.models[0].kv_cache_gib) == (16, 1.0)
+    assert (config.models[0].page_size, config.models[0].kv_cache_gib) == (0, 0.0)
     assert model_path(config.models[0]) == ROOT / "llmos" / "assets" / "demo-model"
 
 

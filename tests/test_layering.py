@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "llmos.protocol": STDLIB | PROTOCOL | {"msgspec"},
     "llmos.ports": STDLIB | PROTOCOL | {"zmq", "llmos.ports"},
     "llmos.keys": STDLIB | PROTOCOL | {"zmq", "msgspec", "llmos.keys"},
+    "llmos.encoders": STDLIB,
     "llmos.guard": STDLIB,
     "llmos.log": STDLIB,
     "llmos.killpoints": STDLIB,

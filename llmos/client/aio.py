@@ -14,34 +14,47 @@ What a sequence can do is in `asequence.py`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Unpack, overload
 
 from llmos.client.asequence import AsyncSequence, unknown
+from llmos.client.encodings import (
+    classification,
+    embed_request,
+    embedding,
+    encode_all,
+    is_one,
+    likelihood,
+    one_score,
+)
 from llmos.client.link import OnOutage
 from llmos.client.options import (
     ChatLike,
+    EncodeOptions,
     GenerateOptions,
     PageWord,
     PromptLike,
     SampleOptions,
+    ScoringOptions,
     SequenceLike,
     SpawnOptions,
+    TokensLike,
 )
 from llmos.client.output import Output
 from llmos.client.place import find_place
 from llmos.client.requests import generate_request, identified, spawn_request, tokenize_request
 from llmos.client.samples import draw_samples
 from llmos.client.stream import AsyncTokenStream
-from llmos.client.types import Completion, Tokenization
+from llmos.client.types import Classification, Completion, Embedding, Likelihood, Tokenization
 from llmos.client.verbs import kill_request, tenant_set_request
 from llmos.client.wire import CONTROL, DATA, RECONNECT_S, Build, Wire
 from llmos.protocol import limits
 from llmos.protocol.codec import unpack_i32
 from llmos.protocol.messages import (
     Done,
+    Embedded,
     Explained,
     Killed,
     LaneMeasures,
@@ -140,6 +153,43 @@ class AsyncClient:
         With `seed`, answer i is made with `seed + i`. If one fails, all end.
         """
         return await draw_samples(self, prompt, n, options)
+
+    @overload
+    async def embed(self, texts: TokensLike, **options: Unpack[EncodeOptions]) -> Embedding: ...
+
+    @overload
+    async def embed(self, texts: Iterable[TokensLike], **options: Unpack[EncodeOptions]) -> list[Embedding]: ...
+
+    async def embed(
+        self, texts: TokensLike | Iterable[TokensLike], **options: Unpack[EncodeOptions]
+    ) -> Embedding | list[Embedding]:
+        """What an encoder model makes of a text (or its token ids), or of each of several.
+
+        Options: `model`, `nice`, `parent`, `after`, `client_request_id` (of one text), `deadline_s`, `timeout_s` as in `generate`;
+        `truncate`: cut a text that is too long for the model instead of refusing it.
+        """
+        found = [embedding(answer) for answer in await self._encode(texts, options)]
+        return found[0] if is_one(texts) else found
+
+    async def classify(self, texts: str | Iterable[str], **options: Unpack[EncodeOptions]) -> list[Classification]:
+        """Scores of a classification model for one text or several; a list in both cases. Options as in `embed`."""
+        return [classification(answer) for answer in await self._encode(texts, options)]
+
+    async def score(self, query: str, texts: Iterable[str], **options: Unpack[EncodeOptions]) -> list[float]:
+        """How well each of `texts` goes with `query`, by a model that reads both together (a cross-encoder, with one class). Options
+        as in `embed`."""
+        requests = [embed_request(query, text, self.model, options) for text in texts]
+        answers = await encode_all(self._wire, requests, self._wire.limit(options.get("timeout_s")))
+        return [one_score(answer) for answer in answers]
+
+    async def loglikelihood(
+        self, text: TokensLike, continuation: str | None = None, **options: Unpack[ScoringOptions]
+    ) -> Likelihood:
+        """How likely a generating model finds `text`; with a `continuation`, how likely it finds that behind `text`.
+
+        Nothing is generated. Options: `model`, `nice`, `parent`, `after`, `client_request_id`, `deadline_s`, `timeout_s`.
+        """
+        return await likelihood(self, text, continuation, options)
 
     async def kill(
         self,
@@ -251,6 +301,11 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _encode(self, texts: Any, options: EncodeOptions) -> list[Embedded]:
+        each = [texts] if is_one(texts) else list(texts)
+        requests = [embed_request(text, None, self.model, options) for text in each]
+        return await encode_all(self._wire, requests, self._wire.limit(options.get("timeout_s")))
 
     def _output(self, prompt: PromptLike, options: GenerateOptions) -> Output:
         build = identified(generate_request(prompt, self.model, options), _new_id())

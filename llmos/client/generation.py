@@ -18,11 +18,12 @@ import math
 from collections.abc import Callable
 
 from llmos.client._core import Sink
-from llmos.client.types import Chunk, Completion
+from llmos.client.types import Chunk, Completion, PromptToken
 from llmos.codes import FinishReason
 from llmos.errors import LlmosError, ProtocolError, SequenceFailed, Unavailable
 from llmos.protocol.failures import typed
-from llmos.protocol.messages import Accepted, Cancel, Error, Finished, Message, TokenLogprobs, Tokens
+from llmos.protocol.messages import Accepted, Cancel, Error, Finished, Message, PromptLogprobs, TokenLogprobs, Tokens
+from llmos.protocol.prompt_logprobs import unpack_records
 
 _WHY = {  # the other names speak for themselves
     FinishReason.DEADLINE: "its deadline passed while it waited,",
@@ -66,6 +67,7 @@ class Generation:
         self._text: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt: list[PromptToken] = []
 
     def asked(self, req: int) -> Generation:
         """It is asked for, or for the rest of it, under this number."""
@@ -81,6 +83,8 @@ class Generation:
     def deliver(self, message: Message) -> Message | None:
         if isinstance(message, Tokens):
             return self._tokens(message)
+        if isinstance(message, PromptLogprobs):
+            return self._scored(message)
         if isinstance(message, Accepted):
             return self._accepted(message)
         if isinstance(message, Finished):
@@ -125,6 +129,17 @@ class Generation:
         self._sink(Chunk(message.text, message.ids, message.offset, logprobs, self.rid or 0))
         return None
 
+    def _scored(self, message: PromptLogprobs) -> Message | None:
+        """Given tokens with their log-probabilities; after an interruption all of them come again."""
+        if message.start > len(self._prompt):
+            return self._broken(f"gap in the prompt: got token {message.start}, expected {len(self._prompt)}")
+        try:
+            found = [PromptToken(*record) for record in unpack_records(message.values, message.top)]
+        except ProtocolError as error:
+            return self._broken(error.message)
+        self._prompt += found[len(self._prompt) - message.start :]
+        return None
+
     def _pad_logprobs(self) -> None:
         """One for each token, known or not."""
         self._logprobs.extend([_UNKNOWN] * (self.upto - self._start - len(self._logprobs)))
@@ -160,5 +175,6 @@ class Generation:
                 message.stop_string,
                 message.usage,
                 tuple(self._logprobs) if self._logprobs else None,
+                tuple(self._prompt) if self._prompt else None,
             )
         )

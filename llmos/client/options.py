@@ -46,6 +46,7 @@ class Sampling(TypedDict, total=False):
     stop_token_ids: Collection[int]
     ignore_eos: bool
     logprobs: int | None
+    prompt_logprobs: int | None
 
 
 class OutputOptions(Sampling, total=False):
@@ -72,6 +73,19 @@ class SpawnOptions(Placement, total=False):
 
 class SampleOptions(OutputOptions, Placement, total=False):
     pass
+
+
+class EncodeOptions(SpawnOptions, total=False):
+    """`truncate`: cut a text that is too long instead of refusing it. The others as in `generate`."""
+
+    truncate: bool
+    deadline_s: float | None
+    timeout_s: float | None
+
+
+class ScoringOptions(SpawnOptions, total=False):
+    deadline_s: float | None
+    timeout_s: float | None
 
 
 class GenerateOptions(OutputOptions, SpawnOptions, total=False):

@@ -36,20 +36,18 @@ def generate_request(prompt: Any, model: str | None, options: Mapping[str, Any])
     refuse_unknown(options, GenerateOptions.__optional_keys__)
     text, token_ids, messages = parse_prompt(prompt)
     params, deadline_ms = _output(options)
-    name, nice, parent, after = _placement(model, options)
-    request_id = _request_id(options)
-    return lambda req: Generate(
-        req, name, text, token_ids, messages, params, request_id, nice, deadline_ms, parent, after
-    )
+    name, nice, parent, after = placement(model, options)
+    key = request_id(options)
+    return lambda req: Generate(req, name, text, token_ids, messages, params, key, nice, deadline_ms, parent, after)
 
 
 def spawn_request(prompt: Any, model: str | None, options: Mapping[str, Any]) -> Build[Spawn]:
     """`prompt` None: a sequence without tokens."""
     refuse_unknown(options, SpawnOptions.__optional_keys__)
     text, token_ids, messages = (None, None, None) if prompt is None else parse_prompt(prompt)
-    name, nice, parent, after = _placement(model, options)
-    request_id = _request_id(options)
-    return lambda req: Spawn(req, name, text, token_ids, messages, nice, parent, after, request_id)
+    name, nice, parent, after = placement(model, options)
+    key = request_id(options)
+    return lambda req: Spawn(req, name, text, token_ids, messages, nice, parent, after, key)
 
 
 def append_request(rid: int, text: Any) -> ForModel[Append]:
@@ -108,7 +106,7 @@ def _output(options: Mapping[str, Any]) -> tuple[SamplingParams, float | None]:
     return merge_params(options.get("params"), sampling), checked_deadline_ms(options.get("deadline_s"))
 
 
-def _placement(model: str | None, options: Mapping[str, Any]) -> tuple[str | None, int, int | None, tuple[int, ...]]:
+def placement(model: str | None, options: Mapping[str, Any]) -> tuple[str | None, int, int | None, tuple[int, ...]]:
     """(model, nice, parent, after)."""
     parent = options.get("parent")
     return (
@@ -123,6 +121,6 @@ def _model(name: Any) -> str | None:
     return None if name is None else checked_name("model", name, limits.MAX_MODEL_NAME_CHARS)
 
 
-def _request_id(options: Mapping[str, Any]) -> str | None:
+def request_id(options: Mapping[str, Any]) -> str | None:
     name = options.get("client_request_id")
     return None if name is None else checked_name("client_request_id", name, limits.MAX_REQUEST_ID_CHARS)

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +26,11 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 from llmos.client.aio import AsyncClient
 from llmos.client.blocking import blocking
 from llmos.client.link import OnOutage
-from llmos.client.options import GenerateOptions, PromptLike, SequenceLike, SpawnOptions
+from llmos.client.options import EncodeOptions, GenerateOptions, PromptLike, SequenceLike, SpawnOptions, TokensLike
 from llmos.client.output import Output
 from llmos.client.sequence import Sequence
 from llmos.client.stream import TokenStream
-from llmos.client.types import Completion
+from llmos.client.types import Completion, Embedding
 from llmos.client.wire import RECONNECT_S
 from llmos.errors import Unavailable
 
@@ -108,7 +108,22 @@ class Client:
         """A handle to any sequence, by number. Whether it is there, its first verb will tell."""
         return Sequence(self, self._inner.sequence(rid))
 
+    @overload
+    def embed(self, texts: TokensLike, **options: Unpack[EncodeOptions]) -> Embedding: ...
+
+    @overload
+    def embed(self, texts: Iterable[TokensLike], **options: Unpack[EncodeOptions]) -> list[Embedding]: ...
+
+    def embed(
+        self, texts: TokensLike | Iterable[TokensLike], **options: Unpack[EncodeOptions]
+    ) -> Embedding | list[Embedding]:
+        """The same as `AsyncClient.embed`, which see."""
+        return self._run(self._inner.embed(texts, **options))
+
     samples = blocking(AsyncClient.samples)
+    classify = blocking(AsyncClient.classify)
+    score = blocking(AsyncClient.score)
+    loglikelihood = blocking(AsyncClient.loglikelihood)
     kill = blocking(AsyncClient.kill)
     nice = blocking(AsyncClient.nice)
     suspend = blocking(AsyncClient.suspend)

@@ -6,6 +6,7 @@ nothing gets lost on the way.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from llmos.codes import FinishReason
@@ -29,12 +30,16 @@ from llmos.protocol.params import SamplingParams
 __all__ = [
     "ChatMessage",
     "Chunk",
+    "Classification",
     "Completion",
+    "Embedding",
     "Ending",
     "Explained",
     "JobRow",
     "LaneStatus",
+    "Likelihood",
     "ModelRow",
+    "PromptToken",
     "RecordWritten",
     "SamplingParams",
     "SeqRow",
@@ -67,6 +72,14 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptToken:
+    """A given token and its log-probability behind all tokens before it; NaN for the first one, of which nothing is expected."""
+
+    token_id: int
+    logprobs: TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A finished answer. `finish_reason`: stop, length, cancelled, killed, closed or idle; failures raise `SequenceFailed` instead.
 
@@ -81,9 +94,65 @@ class Completion:
     stop_string: str | None
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[PromptToken, ...] | None = None
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What an encoder makes of a text. `vector` is an array of float32, which numpy and torch read without a copy."""
+
+    rid: int
+    model: str
+    vector: array[float]
+    usage: Usage
+
+    def __len__(self) -> int:
+        return len(self.vector)
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Scores of a classification model, one for each of `labels`, which are numbers where the model names none."""
+
+    rid: int
+    model: str
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    usage: Usage
+
+    @property
+    def label(self) -> str:
+        """The one with the highest score."""
+        return self.labels[max(range(len(self.scores)), key=self.scores.__getitem__)]
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a model finds a text. `tokens`: all of it; those from `first` on count."""
+
+    rid: int
+    model: str
+    tokens: tuple[PromptToken, ...]
+    first: int
+    usage: Usage
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """Of the tokens that count."""
+        return tuple(token.logprobs.logprob for token in self.tokens[self.first :])
+
+    @property
+    def total(self) -> float:
+        """Logarithm of the probability of all of them together."""
+        return sum(self.logprobs)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Is each the likeliest one at its place?"""
+        return all(token.token_id in token.logprobs.top_ids[:1] for token in self.tokens[self.first :])
 
 
 @dataclass(frozen=True, slots=True)

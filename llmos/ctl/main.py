@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from llmos import __version__
-from llmos.ctl import commands, flight, generate, http, keys, processes, sequences, services, systemd, tenants
+from llmos.ctl import (
+    commands,
+    encodings,
+    flight,
+    generate,
+    http,
+    keys,
+    processes,
+    sequences,
+    services,
+    systemd,
+    tenants,
+)
 from llmos.ctl.arguments import (
     Json,
     Model,
@@ -140,6 +152,7 @@ def tokenize(
         commands.show_tokens(client, terminal(), commands.read_text(text), model, as_json=wants_json(context, as_json))
 
 
+app.add_typer(encodings.app)
 app.add_typer(sequences.app)
 app.add_typer(processes.app)
 app.add_typer(tenants.app, name="tenant")

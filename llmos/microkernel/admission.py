@@ -10,6 +10,7 @@ from llmos.microkernel.tenants import Tenant
 from llmos.protocol import checks, limits
 from llmos.protocol.messages import ExecutorReady
 from llmos.protocol.params import SamplingParams
+from llmos.protocol.prompt_logprobs import record_bytes
 
 
 def check_prompt(tokens: array[int], vocab_size: int, field: str = "prompt") -> None:
@@ -36,6 +37,31 @@ def check_params(params: SamplingParams) -> None:
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
         if getattr(params, name) is None:
             raise InvalidRequest(f"{name} must be set on the kernel port", field=name)
+
+
+def check_kind(model: str, executor: ExecutorReady, second_at: int, num_tokens: int) -> None:
+    """Raise `InvalidRequest` if an encoder is to generate, or something else to encode."""
+    if executor.output_size and second_at < 0:
+        raise InvalidRequest(f"model {model!r} is an encoder: it makes vectors, not text", field="model")
+    if not executor.output_size and second_at >= 0:
+        raise InvalidRequest(f"model {model!r} is no encoder: it generates text", field="model")
+    if not -1 <= second_at < max(1, num_tokens):
+        raise InvalidRequest(f"second_at: {second_at} is outside [-1, {num_tokens})", field="second_at")
+
+
+def room_for_output(
+    prompt_len: int, params: SamplingParams, second_at: int, executor: ExecutorReady, num_pages: int
+) -> int:
+    """Most output tokens of a new sequence; 0 for a text that is encoded, and for a prompt that is only scored."""
+    if params.prompt_logprobs is not None:
+        size = prompt_len * record_bytes(params.prompt_logprobs)
+        if size > limits.MAX_RESULT_BYTES:
+            text = f"prompt_logprobs: {size} bytes for {prompt_len} tokens, the limit is {limits.MAX_RESULT_BYTES}"
+            raise InvalidRequest(text, field="prompt_logprobs")
+    if second_at >= 0 or params.max_tokens == 0:
+        check_length(prompt_len, executor, num_pages)
+        return 0
+    return longest_output(prompt_len, params, executor, num_pages)
 
 
 def longest_output(

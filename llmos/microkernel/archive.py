@@ -12,7 +12,7 @@ MAX_TOKENS = 50_000_000  # 200 MB
 
 
 class Archive(Mapping[int, Sequence]):
-    """By rid, in order of their ends. Invariant: `num_tokens` counts the tokens of all records."""
+    """By rid, in order of their ends. Invariant: `num_tokens` counts the tokens of all records, and the words of their results."""
 
     def __init__(self, retention_s: float) -> None:
         self._retention_s = retention_s
@@ -33,7 +33,7 @@ class Archive(Mapping[int, Sequence]):
         assert seq.ended_at is not None
         self._records[seq.rid] = seq
         self._age.touch(seq.rid, seq.ended_at)
-        self.num_tokens += len(seq.tokens)
+        self.num_tokens += _size(seq)
 
     def next_to_forget(self, now: float) -> Sequence | None:
         """Whose time is over, or who has to make room; it is taken out."""
@@ -44,10 +44,14 @@ class Archive(Mapping[int, Sequence]):
             return None
         self._age.drop(rid)
         seq = self._records.pop(rid)
-        self.num_tokens -= len(seq.tokens)
+        self.num_tokens -= _size(seq)
         return seq
 
     def check(self) -> None:
         """Assert the invariants; O(records)."""
-        assert self.num_tokens == sum(len(seq.tokens) for seq in self.values())
+        assert self.num_tokens == sum(map(_size, self.values()))
         assert all(seq.reason is not None and not seq.page_table for seq in self.values())
+
+
+def _size(seq: Sequence) -> int:
+    return len(seq.tokens) + len(seq.result)

@@ -24,9 +24,10 @@ class Outcome:
     """What a step committed: columns of equal length, one entry per token, and the sequences that need attention.
 
     `rows` and `positions` are where the executor sampled; `offsets` count from the start of the output. `ended`: sequences with the
-    reason why. `recompute`: a token is missing. `bad`: numbers of these went bad, so what their pages hold is not to be trusted by anybody;
-    they compute it again, or are among `ended`. Arrays are valid until the next step is committed. `batches`: if they are there already,
-    the columns for each reader as on the wire, and `everything` all of them.
+    reason why. `recompute`: a token or a result is missing. `bad`: numbers of these went bad, so what their pages hold is not to be trusted
+    by anybody; they compute it again, or are among `ended`. `results`: what is new beside tokens, and from which token on (results.py).
+    Arrays are valid until the next step is committed. `batches`: if they are there already, the columns for each reader as on the wire,
+    and `everything` all of them.
     """
 
     rows: Ints = field(default_factory=lambda: EMPTY)
@@ -39,6 +40,7 @@ class Outcome:
     ended: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
     recompute: list[Sequence] = field(default_factory=list)
     bad: list[Sequence] = field(default_factory=list)
+    results: list[tuple[Sequence, int, bytes]] = field(default_factory=list)
     everything: bytes = b""
     batches: list[tuple[int, bytes]] | None = None
 

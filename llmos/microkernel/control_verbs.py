@@ -149,6 +149,10 @@ def fork(state: State, sender: Sender, message: m.Fork, now: float) -> None:
     checks.check_fork(message.count)
     state.check_accepting()
     parent, scheduler = state.live(message.rid, message.owner)
+    if parent.silent:
+        raise WrongState(
+            f"sequence {parent.rid} generates nothing that a fork could go on with", field="rid", rid=parent.rid
+        )
     tenant = state.lanes[parent.model].tenants.get(parent.owner)
     if parent.has_work:
         admission.check_queues(scheduler, state.limits.max_waiting, tenant, message.count)
@@ -171,7 +175,9 @@ def _child(state: State, parent: Sequence, now: float) -> Sequence:
         tokens=parent.tokens[:],
         prompt_len=parent.prompt_len,
         max_len=parent.max_len,
-        params=structs.replace(parent.params, seed=(seed + parent.forks * _SEED_STEP) & _SEED_MASK),
+        params=structs.replace(
+            parent.params, seed=(seed + parent.forks * _SEED_STEP) & _SEED_MASK, prompt_logprobs=None
+        ),
         accepted_at=now,
         job=parent.job,
         parent=parent.rid,

@@ -13,6 +13,7 @@ from enum import Enum
 
 from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.residents import Residents
+from llmos.microkernel.results import lacks_result
 from llmos.microkernel.sequence import QUEUED, Sequence
 from llmos.microkernel.tenants import Tenant
 from llmos.microkernel.trial import Trial
@@ -47,13 +48,13 @@ class Intake:
         self.limits = limits
         self.trial = trial
 
-    def next(self, now: float) -> Sequence | None:
-        """Try the waiting sequences in order until one starts, or nobody can. A row must be free."""
+    def next(self, now: float, budget: int) -> Sequence | None:
+        """Try the waiting sequences in order until one starts, or nobody can. A row must be free. `budget`: tokens left in this step."""
         blocked = False
         for seq in self._candidates():
             if blocked and not self._is_guaranteed(seq):
                 continue
-            start = self._try(seq, now)
+            start = self._try(seq, now, budget)
             if start is Start.STARTED:
                 return seq
             blocked |= start is Start.NO_PAGES
@@ -74,8 +75,10 @@ class Intake:
             return False
         return tenant.pages + self._need(seq, self._match(seq)).charged <= tenant.limits.guaranteed_pages
 
-    def _try(self, seq: Sequence, now: float) -> Start:
+    def _try(self, seq: Sequence, now: float, budget: int) -> Start:
         residents = self.residents
+        if seq.encodes and budget < min(len(seq.tokens), self.limits.max_step_tokens):
+            return Start.NO_PAGES  # the whole text in one step, or one that is too long for that in a step of its own
         if seq.num_pending:
             # Its next token is on the way from a step that was in flight when it lost its row: that result comes first.
             return Start.NO_PAGES if residents.queue.is_preempted(seq) else Start.NOT_NOW
@@ -122,8 +125,9 @@ class Intake:
             shared = self._match(seq)
 
     def _match(self, seq: Sequence) -> list[int]:
-        """Cached pages for the beginning of a sequence that has none of its own; at least one token is left to compute."""
-        if seq.page_table or seq.host_pages or not self.limits.prefix_cache:
+        """Cached pages for the beginning of a sequence that has none of its own; at least one token is left to compute. None if what is
+        computed is asked for beside the tokens: then it has to be."""
+        if seq.page_table or seq.host_pages or not self.limits.prefix_cache or lacks_result(seq):
             return []
         residents = self.residents
         usable = (len(seq.tokens) - 1) // residents.page_size
@@ -146,7 +150,7 @@ class Intake:
         num_computed = min(kept, len(seq.tokens) - 1)
         copy = residents.holdings.tail_to_copy(seq, num_computed)
         # One token more than it has, so that the first token it generates has a place.
-        pages = residents.holdings.pages_for(len(seq.tokens) + seq.generating)
+        pages = residents.holdings.pages_for(len(seq.tokens) + (seq.generating and not seq.silent))
         fresh = max(0, pages - len(seq.page_table) - len(shared)) + (copy is not None)
         unheld = sum(not residents.pool.refs[page] for page in shared)
         taken = fresh + residents.pool.num_cached_among(shared)

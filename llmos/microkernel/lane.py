@@ -105,6 +105,7 @@ class Lane:
             self._limits,
             max_rows=min(self._limits.max_rows, ready.max_rows),
             max_step_tokens=min(self._limits.max_step_tokens, ready.max_step_tokens),
+            prefix_cache=self._limits.prefix_cache and not ready.output_size,  # an encoder's pages hold nothing
         )
         old, self.scheduler = self.scheduler, Scheduler(ready, limits, self.tenants, self.trial, self.measures)
         if old is not None:
@@ -158,7 +159,7 @@ class Lane:
             raise
         step = scheduler.in_flight[0]
         self._watch.done(step.num_decodes, step.num_prefill, now)
-        outcome = scheduler.complete(samples, failed, max(0, result.busy_us) * 1e-6, now)
+        outcome = scheduler.complete(samples, failed, max(0, result.busy_us) * 1e-6, now, result.results)
         if outcome.recompute and not len(failed):
             self._note_wrong(_WRONG, now)
         return outcome

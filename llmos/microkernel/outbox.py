@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmos.microkernel.commit import Outcome
-from llmos.microkernel.sequence import NOBODY
-from llmos.protocol.messages import Message, RowLogprobs, SeqEnd, SeqTokens, TokenEntry, TokenLogprobs
+from llmos.microkernel.sequence import NOBODY, Sequence
+from llmos.protocol.messages import Message, ResultEntry, RowLogprobs, SeqEnd, SeqTokens, TokenEntry, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class _Batch:
     entries: list[TokenEntry] = field(default_factory=list)
     ends: list[SeqEnd] = field(default_factory=list)
     columns: bytes = b""
+    results: list[ResultEntry] = field(default_factory=list)
 
 
 class Outbox:
@@ -69,6 +70,12 @@ class Outbox:
         entry = TokenEntry(seq.rid, int(outcome.offsets[place]), (int(outcome.tokens[place]),), (logprobs,))
         self._batch(seq.reader).entries.append(entry)
 
+    def results(self, found: list[tuple[Sequence, int, bytes]]) -> None:
+        """What a step computed beside tokens, to the readers."""
+        for seq, start, values in found:
+            if seq.reader != NOBODY:
+                self._batch(seq.reader).results.append(ResultEntry(seq.rid, start, values))
+
     def end(self, peer: int, end: SeqEnd) -> None:
         if peer != NOBODY:
             self._batch(peer).ends.append(end)
@@ -83,7 +90,7 @@ class Outbox:
         if not self._sends and not self._batches:
             return []
         sends = [
-            Send(peer, SeqTokens(tuple(batch.entries), tuple(batch.ends), batch.columns))
+            Send(peer, SeqTokens(tuple(batch.entries), tuple(batch.ends), batch.columns, tuple(batch.results)))
             for peer, batch in self._batches.items()
         ] + self._sends
         self._sends = []

@@ -50,7 +50,7 @@ class MetaRecord(_Record, tag=1, frozen=True):
 
 
 class SequenceRecord(_Record, tag=2, frozen=True):
-    """A whole sequence as it is now. `reason`: why it ended, 0 = it has not. Times by the monotonic clock."""
+    """A whole sequence as it is now. `reason`: why it ended, 0 = it has not. Times by the monotonic clock. `result`: of one that ended."""
 
     rid: int
     owner: str
@@ -78,6 +78,8 @@ class SequenceRecord(_Record, tag=2, frozen=True):
     end: SeqEnd | None
     request_digest: bytes
     attended: bool
+    second_at: int = -1
+    result: bytes = b""
 
 
 class ForkRecord(_Record, tag=3, frozen=True):
@@ -111,13 +113,15 @@ class TurnRecord(_Record, tag=6, frozen=True):
 
 
 class EndRecord(_Record, tag=7, frozen=True):
-    """A turn is over, its first `num_output` tokens count; `reason` is 0 if the sequence goes on without it."""
+    """A turn is over, its first `num_output` tokens count; `reason` is 0 if the sequence goes on without it. `result`: what was computed
+    beside tokens, which is not written down before: until then it is computed again."""
 
     rid: int
     num_output: int
     end: SeqEnd | None
     reason: int
     at: float
+    result: bytes = b""
 
 
 class ChangeRecord(_Record, tag=8, frozen=True):

@@ -116,11 +116,13 @@ class Fold:
             wants_prefill=record.wants_prefill,
             request_digest=record.request_digest,
             attended=record.attended,
+            second_at=record.second_at,
         )
         seq.forks, seq.turn_at, seq.started_at, seq.end = record.forks, record.turn_at, record.started_at, record.end
         if record.reason:
             seq.reason, seq.ended_at = FinishReason(record.reason), record.ended_at
             seq.state = SeqState.FINISHED
+            seq.result = unpack_i32(record.result)
         self._enter(seq, record.after, record.suspended)
 
     def _fork(self, record: ForkRecord) -> None:
@@ -230,6 +232,7 @@ class Fold:
         if record.reason:
             del seq.tokens[seq.prompt_len + record.num_output :]
             seq.reason, seq.ended_at = FinishReason(record.reason), record.at
+            seq.result = unpack_i32(record.result)
             seq.generating, seq.state = False, SeqState.FINISHED
         elif seq.generating:
             seq.end_turn(record.num_output)

@@ -295,6 +295,8 @@ class Residents:
         seq.num_pending = int(self.rows.pending[row])
         seq.kept_tokens = int(self.rows.computed[row])
         seq.job.tokens += seq.kept_tokens - int(self.rows.computed_at_start[row])
+        if seq.encodes:
+            seq.kept_tokens = 0  # its pages hold nothing: a text is computed in one piece
         self.freed_rows.append(self.rows.free(seq))
         self.tenants.get(seq.owner).running -= 1
         self._keep_computed(seq)

@@ -13,6 +13,7 @@ Columns, in tokens from the start of the prompt unless said:
     throttled  its client does not read (as last seen)     known_at_start  known when it got the row
     many_stops more stop ids than columns: look at the sequence instead
     reader     peer that gets its tokens   computed_at_start  computed when it got the row
+    silent     it computes its newest token, too, though nothing is sampled from it
 
 Invariant: while `version` stays the same, nobody comes or goes, no row's reader or `max_len` changes and nobody who fell behind catches up,
 so of these columns only those move that every step moves, and `unread`, upwards.
@@ -60,7 +61,7 @@ class RowTable:
         self.epoch, self.rid, self.prompt_len, self.reader = (np.zeros(num_rows, np.int64) for _ in range(4))
         self.stop = np.full((num_rows, _STOP_COLUMNS), _NO_TOKEN, np.int64)
         self.tenant, self.known_at_start, self.computed_at_start = (np.zeros(num_rows, np.int64) for _ in range(3))
-        self.many_stops, self.decoding, self.throttled = (np.zeros(num_rows, bool) for _ in range(3))
+        self.many_stops, self.decoding, self.throttled, self.silent = (np.zeros(num_rows, bool) for _ in range(4))
         self._stop_counts: dict[int, int] = {}  # how many rows have that stop token
         self.order: Ints = np.zeros(0, np.int64)
         self.stop_ids: set[int] = set()  # of any row: what is not in it ends nobody
@@ -91,6 +92,7 @@ class RowTable:
         self.prompt_len[row] = seq.prompt_len
         self.tenant[row] = tenant
         self.decoding[row] = self.throttled[row] = False
+        self.silent[row] = seq.silent
         self.read(seq)
         self._count_stops(seq, 1)
         _stagger(seq.tokens, row)
@@ -143,11 +145,11 @@ class RowTable:
     def remaining(self, rows: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Tokens each row can compute now, and whether it then samples: 1 in decode, more in prefill, 0 with nothing to do.
 
-        The newest token of a row that may not sample any more is not computed: nothing follows it yet.
+        The newest token of a row that may not sample any more is not computed: nothing follows it yet. But for silent rows.
         """
         known = self.known[rows] + self.pending[rows]
         samples: NDArray[np.bool_] = known < self.max_len[rows]
-        return known - ~samples - self.computed[rows], samples
+        return known - ~(samples | self.silent[rows]) - self.computed[rows], samples
 
     def readable(self, rows: Ints) -> NDArray[np.bool_]:
         """False where the client is too far behind to run on."""

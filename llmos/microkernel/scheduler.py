@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from llmos.codes import SeqState
@@ -26,6 +27,7 @@ from llmos.microkernel.limits import SchedulerLimits
 from llmos.microkernel.measures import Measures
 from llmos.microkernel.plan import Copies, InFlightStep, PlanBuilder, equal
 from llmos.microkernel.residents import Residents
+from llmos.microkernel.results import lacks_result, take_results
 from llmos.microkernel.rows import Ints
 from llmos.microkernel.sequence import PREFILL_ONLY, Sequence
 from llmos.microkernel.steady import Steady
@@ -33,7 +35,8 @@ from llmos.microkernel.tenants import TenantTable
 from llmos.microkernel.timeline import Cause
 from llmos.microkernel.trial import Trial
 from llmos.protocol.codec import pack_i32
-from llmos.protocol.messages import ExecutorReady, RowAdd, StepPlan
+from llmos.protocol.messages import ExecutorReady, RowAdd, RowResult, StepPlan
+from llmos.protocol.params import SamplingParams
 
 _EARLIEST_RETRY_S, _LATEST_RETRY_S = 0.1, 30.0
 
@@ -46,6 +49,7 @@ class Scheduler:
     ) -> None:
         self.page_size = executor.page_size
         self.vocab_size = executor.vocab_size
+        self.output_size = executor.output_size
         self.limits = limits
         self.tenants = tenants
         self.residents = Residents(executor, limits, tenants)
@@ -188,16 +192,17 @@ class Scheduler:
     def _admit(self, budget: int, now: float) -> None:
         if self.queue:
             self.queue.age(now)
-        while budget and self.queue:
+        while budget > 0 and self.queue:
             if not self.rows.num_free and not self.residents.yield_unread(None, now):
                 return
-            seq = self.intake.next(now)
+            seq = self.intake.next(now, budget)
             if seq is None:
                 return
             if seq.has_work:  # not if its input was computed already
                 self._start(seq, now)
                 left = len(seq.tokens) - (not seq.generating) - seq.kept_tokens
-                budget -= self._plan_chunk(seq.row, left, seq.generating, budget)
+                share = left if seq.encodes else budget
+                budget -= self._plan_chunk(seq.row, left, seq.generating and not seq.silent, share)
 
     def _start(self, seq: Sequence, now: float) -> None:
         """Give a sequence that has its pages a row."""
@@ -208,8 +213,8 @@ class Scheduler:
         if seq.started_at is None:
             seq.started_at = now
             self.measures.queue.add(now - seq.turn_at)
-            seq.cached_tokens = seq.kept_tokens
-            self.counters.prefix_hit_tokens += seq.kept_tokens
+            seq.cached_tokens = min(seq.kept_tokens, seq.prompt_len)  # a fork has more
+            self.counters.prefix_hit_tokens += seq.cached_tokens
             self.counters.prefix_query_tokens += seq.prompt_len
         self._builder.row_adds.append(
             RowAdd(
@@ -219,7 +224,8 @@ class Scheduler:
                 prompt_len=seq.prompt_len,
                 num_computed=seq.kept_tokens,
                 pages=pack_i32(seq.page_table),
-                params=seq.params if seq.generating else PREFILL_ONLY,
+                params=_row_params(seq),
+                second_at=seq.second_at,
             )
         )
 
@@ -282,13 +288,22 @@ class Scheduler:
 
     # ------------------------------------------------------------ results
 
-    def complete(self, samples: NDArray[np.int32], failed: NDArray[np.int32], busy_s: float, now: float) -> Outcome:
+    def complete(
+        self,
+        samples: NDArray[np.int32],
+        failed: NDArray[np.int32],
+        busy_s: float,
+        now: float,
+        results: tuple[RowResult, ...] = (),
+    ) -> Outcome:
         """The oldest step in flight is done. `samples`: int[n,3] (row, position, token), `failed`: int[n,2] (row, reason)."""
         step = self.in_flight.popleft()
         self.residents.costs.note(busy_s, step.num_decodes, step.num_prefill)
         self.holdings.idle = not self.in_flight
         self.measures.step_done(busy_s, step.num_decodes, now, goes_on=bool(self.in_flight))
         outcome = commit_step(self.rows, step, samples, failed, self.vocab_size)
+        if step.num_prefill:
+            take_results(self.rows, step, results, failed, self.output_size, outcome)
         self.counters.tokens_committed += len(outcome.tokens)
         if outcome.batches is None:
             self._look_after(step, outcome, now)
@@ -335,3 +350,12 @@ class Scheduler:
         self.residents.check()
         if self._steady is not None:
             self._steady.check(self.rows)
+
+
+def _row_params(seq: Sequence) -> SamplingParams:
+    """What the executor is told: nothing that it need not compute again."""
+    if not seq.generating:
+        return PREFILL_ONLY
+    if seq.params.prompt_logprobs is not None and not lacks_result(seq):
+        return structs.replace(seq.params, prompt_logprobs=None)
+    return seq.params

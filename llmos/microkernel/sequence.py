@@ -20,10 +20,11 @@ State table (every other transition is a bug; `move` asserts it). "Pages": devic
 A sequence without a row that holds pages ("maybe") keeps them only until somebody else needs them; then they are swapped to the host
 or dropped.
 
-A one-shot sequence has one turn: it generates and ends. An open sequence has any number: each `begin_turn` continues it by output
-whose offsets count from 0, and between turns it is BLOCKED with `max_len == len(tokens)`. Prefill, chunked prefill, decode, resume and
-the prefill of new input are one rule: the tokens computed chase the tokens known. While a sequence runs, that accounting is kept in
-the row table (rows.py); what is here is valid in every state.
+A one-shot sequence has one turn: it generates and ends. One that is `silent` has no output at all: it is a text for an encoder, or a
+prompt that is only scored, and ends when all its tokens are computed; what comes of it is `result` (results.py). An open sequence has
+any number of turns: each `begin_turn` continues it by output whose offsets count from 0, and between turns it is BLOCKED with
+`max_len == len(tokens)`. Prefill, chunked prefill, decode, resume and the prefill of new input are one rule: the tokens computed chase
+the tokens known. While a sequence runs, that accounting is kept in the row table (rows.py); what is here is valid in every state.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ TRANSITIONS: dict[SeqState, frozenset[SeqState]] = {
 }
 QUEUED = frozenset({SeqState.WAITING, SeqState.PREEMPTED, SeqState.SWAPPED})
 NO_ROW = -1
+GENERATES = -1  # as `second_at`
 _MOST_BAD_TIMES = 3  # in one turn: each time all of it is computed again
 NOBODY = 0  # no peer has this number
 
@@ -87,6 +89,7 @@ class Sequence:
     attended: bool = False  # somebody has read it: if nobody does any more, it is an orphan
     nice: int = 0
     deadline: float | None = None  # absolute, by the same clock as `accepted_at`
+    second_at: int = GENERATES  # of a text for an encoder: where its second part begins, 0 = it has none
 
     state: SeqState = SeqState.BLOCKED
     reason: FinishReason | None = None
@@ -105,6 +108,7 @@ class Sequence:
     bad_at: int = -1  # how long it was when its numbers went bad last
     bad_times: int = 0  # in this turn
     page_hashes: list[bytes] = field(default_factory=list)  # chain over full pages of `tokens`
+    result: array[int] = field(default_factory=lambda: array("i"))  # what was computed beside tokens, in 4-byte words
     kept_tokens: int = 0  # without a row: tokens whose KV is in `page_table` or `host_pages`
     num_pending: int = 0  # without a row: samples on their way from steps in flight when it lost the row
     num_void: int = 0  # how many of those are not wanted any more: the turn they belong to is over
@@ -139,6 +143,16 @@ class Sequence:
     def num_output(self) -> int:
         """Committed output tokens of the newest turn."""
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def encodes(self) -> bool:
+        """Is it a text for an encoder?"""
+        return self.second_at != GENERATES
+
+    @property
+    def silent(self) -> bool:
+        """Does it have a turn without output?"""
+        return self.generating and self.max_len == self.prompt_len
 
     @property
     def has_work(self) -> bool:

@@ -12,7 +12,7 @@ from llmos.microkernel import admission
 from llmos.microkernel.records import AppendRecord, TurnRecord
 from llmos.microkernel.scheduler import Scheduler
 from llmos.microkernel.sender import Sender
-from llmos.microkernel.sequence import NOBODY, PREFILL_ONLY, Sequence
+from llmos.microkernel.sequence import GENERATES, NOBODY, PREFILL_ONLY, Sequence
 from llmos.microkernel.state import State
 from llmos.microkernel.verb_table import VerbTable
 from llmos.protocol import checks
@@ -38,7 +38,8 @@ def submit(state: State, sender: Sender, message: m.SeqSubmit, now: float) -> No
     checks.check_after(message.after)
     tenant = lane.tenants.get(message.owner)
     admission.check_params(message.params)
-    room = admission.longest_output(len(tokens), message.params, executor, lane.pages_for(tenant))
+    admission.check_kind(message.model, executor, message.second_at, len(tokens))
+    room = admission.room_for_output(len(tokens), message.params, message.second_at, executor, lane.pages_for(tenant))
     admission.check_queues(scheduler, state.limits.max_waiting, tenant)
     admission.check_deadline(message.deadline_ms, scheduler.least_time(len(tokens), room))
     predecessors = state.predecessors(message.after, message.owner)
@@ -62,6 +63,7 @@ def submit(state: State, sender: Sender, message: m.SeqSubmit, now: float) -> No
         deadline=_moment(message.deadline_ms, now),
         generating=True,
         attended=True,
+        second_at=message.second_at,
     )
     state.enter(seq, scheduler, predecessors, now)
     state.outbox.send(sender.peer, m.SeqAccepted(message.req, rid))
@@ -80,6 +82,7 @@ def spawn(state: State, sender: Sender, message: m.SeqSpawn, now: float) -> None
     checks.check_nice(message.nice)
     checks.check_after(message.after)
     tenant = lane.tenants.get(message.owner)
+    admission.check_kind(message.model, executor, GENERATES, len(tokens))
     if tokens:
         admission.check_prompt(tokens, executor.vocab_size)
         admission.check_length(len(tokens), executor, lane.pages_for(tenant))
@@ -152,6 +155,9 @@ def continue_(state: State, sender: Sender, message: m.SeqContinue, now: float) 
     _, executor = lane.up()
     tenant = lane.tenants.get(seq.owner)
     admission.check_params(message.params)
+    if message.params.prompt_logprobs is not None:
+        text = "prompt_logprobs: not for an open sequence, whose tokens are computed already"
+        raise InvalidRequest(text, field="prompt_logprobs", rid=seq.rid)
     room = admission.longest_output(len(seq.tokens), message.params, executor, lane.pages_for(tenant), field="rid")
     admission.check_queues(scheduler, state.limits.max_waiting, tenant)
     admission.check_deadline(message.deadline_ms, scheduler.least_time(len(seq.tokens) - seq.kept_tokens, room))
@@ -179,7 +185,9 @@ def attach(state: State, sender: Sender, message: m.SeqAttach, now: float) -> No
         seq.last_reader = sender.peer  # it may have a stop string to find in it yet
     output = pack_i32(seq.tokens[seq.prompt_len :])
     end = None if seq.generating else seq.end
-    attached = m.SeqAttached(message.req, seq.rid, seq.model, seq.prompt_len, seq.params, output, end)
+    attached = m.SeqAttached(
+        message.req, seq.rid, seq.model, seq.prompt_len, seq.params, output, end, seq.result.tobytes()
+    )
     state.outbox.send(sender.peer, attached)
 
 

@@ -44,6 +44,8 @@ def step_result(state: State, sender: Sender, message: m.StepResult, now: float)
     outcome = lane.take(message, now) if lane is not None else None
     if outcome is None:
         return
+    if outcome.results:
+        state.outbox.results(outcome.results)
     columns = state.outbox.tokens(outcome, message.logprobs)
     if columns:
         state.note(TokensRecord(columns))

@@ -273,6 +273,9 @@ class State:
         scheduler = lane.scheduler
         assert scheduler is not None
         for seq in scheduler.residents.live():
+            if seq.generating and seq.encodes != bool(scheduler.output_size):
+                self.end_output(seq, FinishReason.EXECUTOR_LOST, now)  # the model is of another kind now
+                continue
             most = lane.capacity(seq.owner)
             if seq.max_len <= most:
                 continue
@@ -308,7 +311,7 @@ class State:
         if seq.generating:
             self._tell_end(seq, reason, now, count)
             seq.generating = False
-        self.note(EndRecord(seq.rid, count, seq.end, int(reason), now))
+        self.note(EndRecord(seq.rid, count, seq.end, int(reason), now, seq.result.tobytes()))
         del self.sequences[seq.rid]
         self._idle.drop(seq.rid)
         self._orphans.drop(seq.rid)

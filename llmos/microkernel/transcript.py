@@ -37,6 +37,8 @@ def whole(seq: Sequence) -> SequenceRecord:
         end=seq.end,
         request_digest=seq.request_digest,
         attended=seq.attended,
+        second_at=seq.second_at,
+        result=b"" if seq.reason is None else seq.result.tobytes(),
     )
 
 

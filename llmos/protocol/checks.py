@@ -20,6 +20,7 @@ _EXECUTOR = (
     ("vocab_size", 1, limits.MAX_VOCAB),
     ("host_pages", 0, limits.MAX_KV_PAGES),
     ("swap_us", 0, 1e9),
+    ("output_size", 0, limits.MAX_VECTOR),
 )
 _COUNTS = ("max_pages", "guaranteed_pages", "max_running", "max_waiting")
 

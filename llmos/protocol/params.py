@@ -30,6 +30,7 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True, forbid_unknow
         stop: strings that end the text (removed from it). stop_token_ids: tokens that end the sequence.
         ignore_eos: the model's own end-of-sequence tokens do not end the sequence.
         logprobs: report the chosen token's log-probability and those of this many best ones (0 = chosen only, None = off).
+        prompt_logprobs: the same for every given token but the first; only then may max_tokens be 0 (nothing but scoring).
     """
 
     temperature: float | None = None
@@ -47,6 +48,7 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True, forbid_unknow
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def check(self) -> None:
         """Raise `InvalidRequest` naming the first field that is out of range."""
@@ -58,9 +60,10 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True, forbid_unknow
         _in_range("presence_penalty", self.presence_penalty, -limits.MAX_PENALTY_ABS, limits.MAX_PENALTY_ABS)
         _in_range("frequency_penalty", self.frequency_penalty, -limits.MAX_PENALTY_ABS, limits.MAX_PENALTY_ABS)
         _in_range("seed", self.seed, 0, 2**63 - 1)
-        _in_range("max_tokens", self.max_tokens, 1, limits.MAX_TOKENS)
+        _in_range("max_tokens", self.max_tokens, int(self.prompt_logprobs is None), limits.MAX_TOKENS)
         _in_range("min_tokens", self.min_tokens, 0, limits.MAX_TOKENS)
         _in_range("logprobs", self.logprobs, 0, limits.MAX_LOGPROBS)
+        _in_range("prompt_logprobs", self.prompt_logprobs, 0, limits.MAX_LOGPROBS)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})", field="min_tokens"

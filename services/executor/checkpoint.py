@@ -37,10 +37,11 @@ _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "
 
 
 class Checkpoint:
-    """All tensors of a directory by name. `take` hands each one out once; `finish` complains about what nobody took."""
+    """All tensors of a directory by name. `take` hands each one out once, on `device`; `finish` complains about what nobody took."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, device: str = "cpu") -> None:
         self.directory = directory
+        self._device = device
         self._headers: dict[str, tuple[Path, str, list[int]]] = {}  # tensor -> (shard, dtype, shape)
         for shard in _shards(directory):
             for name, (dtype, shape) in _read_header(shard).items():
@@ -55,6 +56,9 @@ class Checkpoint:
 
     def __len__(self) -> int:
         return len(self._headers)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._headers)
 
     @property
     def num_taken(self) -> int:
@@ -76,18 +80,18 @@ class Checkpoint:
         self._taken.add(name)
         try:
             if shard not in self._open:
-                self._open[shard] = safe_open(shard, framework="pt")
+                self._open[shard] = safe_open(shard, framework="pt", device=self._device)
             return self._open[shard].get_tensor(name)
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{shard}: tensor {name!r} can not be read: {error}") from None
 
-    def finish(self, *, ignore: tuple[str, ...] = ()) -> None:
-        """Close the shards. A layer tensor that nobody took means that config.json describes another model."""
+    def finish(self, *, ignore: tuple[str, ...] = (), owned: str = "model.") -> None:
+        """Close the shards. A tensor that nobody took, whose name begins with `owned`, means that config.json describes another model."""
         self._open.clear()
         for name in sorted(self._headers.keys() - self._taken):
             if name.endswith("rotary_emb.inv_freq") or name in ignore:
                 continue
-            if name.startswith("model."):
+            if name.startswith(owned):
                 raise ModelError(f"{self._headers[name][0]}: tensor {name!r} has no place in the model of config.json")
             log.warning("%s: tensor %r is not used", self._headers[name][0], name)
 

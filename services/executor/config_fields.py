@@ -20,8 +20,8 @@ _MAX_SIZE = 2**24  # no dimension of a supported model comes near
 _TYPO_SIMILARITY = 0.88  # "hiden_size" is caught, "rope_scaling_factor" is not taken for "rope_scaling"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size; raises `ModelError`."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON object, or a list if `kind` says so, from a file of bounded size; raises `ModelError`."""
     try:
         if not path.is_file():
             raise ModelError(f"{path}: no such file")
@@ -32,8 +32,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: can not be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: holds a JSON {type(found).__name__}, not an object")
+    if not isinstance(found, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise ModelError(f"{path}: holds a JSON {type(found).__name__}, not {wanted}")
     return found
 
 

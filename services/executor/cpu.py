@@ -21,7 +21,7 @@ from llmos.errors import ConfigError
 from llmos.protocol.codec import pack_i32
 from llmos.protocol.messages import StepPlan
 from llmos.services.executor.attention import PagedAttention
-from llmos.services.executor.backend import Capabilities, Limits, StepOutput, Tick
+from llmos.services.executor.backend import Capabilities, Immediate, Limits, StepOutput, Tick, with_defaults
 from llmos.services.executor.batch import build_batch
 from llmos.services.executor.host_cache import HostCache, count_host_pages
 from llmos.services.executor.kv_cache import KVCache, count_pages
@@ -29,6 +29,7 @@ from llmos.services.executor.linear import make_linear
 from llmos.services.executor.loader import load_decoder
 from llmos.services.executor.models.decoder import Decoder
 from llmos.services.executor.page_moves import PageMoves, read_moves
+from llmos.services.executor.prompt_scores import score_prompts
 from llmos.services.executor.rows import RowTable
 from llmos.services.executor.sampler import Sampled, sample
 from llmos.services.executor.spec import limit_context, read_spec
@@ -36,7 +37,7 @@ from llmos.services.executor.spec import limit_context, read_spec
 log = logging.getLogger(__name__)
 
 
-class CpuBackend:
+class CpuBackend(Immediate):
     """Executes plans on the processor."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, host: HostCache, max_context: int, limits: Limits) -> None:
@@ -70,6 +71,7 @@ class CpuBackend:
     @classmethod
     def open(cls, model: ModelConfig, directory: Path, limits: Limits, tick: Tick) -> CpuBackend:
         """Load a model directory; raises `ModelError`, or `ConfigError` for settings the model can not have."""
+        model = with_defaults(model)
         torch.set_num_threads(model.threads or _physical_cores())
         spec = read_spec(directory)
         max_context = limit_context(spec, model.max_context)
@@ -83,6 +85,7 @@ class CpuBackend:
         return cls(decoder, cache, host, max_context, limits)
 
     def reset(self) -> None:
+        self.forget_submitted()
         self.rows.clear()
 
     @torch.inference_mode()
@@ -98,13 +101,18 @@ class CpuBackend:
         self.attention.start_step(batch)
         hidden = self.decoder.forward(batch.token_ids, batch.positions, self.attention)
         self.rows.computed_to(work)
+        results, bad = score_prompts(
+            self.decoder.logits, self.decoder.spec.vocab_size, hidden, work.decode.size, work.chunks, self.rows
+        )
         if not batch.sample_rows.size:
-            return StepOutput(b"", (), _failures(failed))
+            self.rows.failed[bad] = True
+            return StepOutput(b"", (), _failures([*failed, *bad]), results)
         logits = self.decoder.logits(hidden.index_select(0, batch.sample_index))
         sampled = sample(logits, batch.sample_rows, self.rows)
         self.rows.append(sampled.rows, sampled.tokens)
-        self.rows.failed[list(sampled.failed)] = True
-        return StepOutput(_samples(sampled), sampled.logprobs, _failures([*failed, *sampled.failed]))
+        bad = list(dict.fromkeys((*bad, *sampled.failed)))
+        self.rows.failed[bad] = True
+        return StepOutput(_samples(sampled), sampled.logprobs, _failures([*failed, *bad]), results)
 
     def _move(self, moves: PageMoves) -> None:
         self.host.swap_out(moves.swap_out)

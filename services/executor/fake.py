@@ -2,7 +2,8 @@
 
 It honours lengths, pages and seeds but no sampling parameter that needs logits; where log-probabilities are asked for it reports
 certainty (0.0). It claims host pages too: `host_cache_gib` at 64 bytes a token, and a microsecond to swap one.
-`step_s`, in a process LLMOS_FAKE_STEP_MS (milliseconds), makes a step last at least that long. `check`, in a process
+`step_s`, in a process LLMOS_FAKE_STEP_MS (milliseconds), is how long a step lasts: as on a GPU the next one may be submitted meanwhile, and
+begins when the one before is done. `check`, in a process
 LLMOS_FAKE_CHECK=1, remembers what each page slot would hold and ends with an assertion when a row meets other tokens than its own.
 LLMOS_FAKE_POISON=TOKEN kills the process whenever it computes that token, as a request might that hits a bug. LLMOS_FAKE_NAN=TOKEN[:N]
 makes the numbers of a row that computes that token go bad, N times or always.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,13 @@ import numpy as np
 from llmos.codes import FinishReason
 from llmos.config import ModelConfig
 from llmos.protocol.codec import pack_i32
-from llmos.protocol.messages import RowLogprobs, StepPlan, TokenLogprobs
+from llmos.protocol.messages import RowLogprobs, RowResult, StepPlan, TokenLogprobs
+from llmos.protocol.prompt_logprobs import record_words
 from llmos.services.executor import noise
-from llmos.services.executor.backend import Capabilities, Limits, StepOutput, fitting_pages
+from llmos.services.executor.backend import Capabilities, Limits, StepOutput, fitting_pages, with_defaults
 from llmos.services.executor.fake_contents import PageContents
 from llmos.services.executor.page_moves import read_moves
-from llmos.services.executor.rows import RowTable, Work
+from llmos.services.executor.rows import Chunk, RowTable, Work
 from llmos.services.executor.spec import CONFIG_FILE, limit_context, read_spec
 
 DEFAULT_VOCAB = 32_000  # where the directory has no config.json
@@ -47,6 +50,8 @@ def fake_token(seed: int, position: int, vocab_size: int) -> int:
 class FakeBackend:
     """Executes plans by hashing."""
 
+    window = 2
+
     def __init__(
         self, limits: Limits, *, vocab_size: int = DEFAULT_VOCAB, max_context: int = DEFAULT_CONTEXT,
         num_pages: int = DEFAULT_PAGES, page_size: int = 16, host_pages: int = 0, step_s: float = 0.0, check: bool = False,
@@ -62,10 +67,12 @@ class FakeBackend:
         self.rows = RowTable(limits.max_rows, context, page_size, num_pages)
         self.poison, self.nan, self.nan_left = poison, nan, nan_times
         self.contents = PageContents(num_pages, page_size, host_pages) if check else None
+        self._in_flight: deque[tuple[float, StepOutput]] = deque()  # when it is done, and what it gives
 
     @classmethod
     def open(cls, model: ModelConfig, directory: Path, limits: Limits) -> FakeBackend:
         """Vocabulary and context of the model directory, if there is one."""
+        model = with_defaults(model)
         vocab_size, context = DEFAULT_VOCAB, model.max_context or DEFAULT_CONTEXT
         if (directory / CONFIG_FILE).exists():
             spec = read_spec(directory)
@@ -81,6 +88,7 @@ class FakeBackend:
         )  # fmt: skip
 
     def reset(self) -> None:
+        self._in_flight.clear()
         self.rows.clear()
         if self.contents is not None:
             self.contents.clear()
@@ -100,8 +108,28 @@ class FakeBackend:
         self.rows.failed[rows] = True
         return rows
 
+    def submit(self, plan: StepPlan) -> None:
+        begins = max(time.monotonic(), self._in_flight[-1][0] if self._in_flight else 0.0)
+        self._in_flight.append((begins + self.step_s, self._compute(plan)))
+
+    def done(self, timeout_s: float) -> bool:
+        left = self._in_flight[0][0] - time.monotonic()
+        if left > 0:
+            time.sleep(min(left, timeout_s))
+        return left <= timeout_s
+
+    def collect(self) -> StepOutput:
+        ends, output = self._in_flight.popleft()
+        if (left := ends - time.monotonic()) > 0:
+            time.sleep(left)
+        return output
+
     def execute(self, plan: StepPlan) -> StepOutput:
-        started = time.monotonic()
+        """One step, from its plan to its result."""
+        self.submit(plan)
+        return self.collect()
+
+    def _compute(self, plan: StepPlan) -> StepOutput:
         moves = read_moves(plan, self.capabilities.num_pages, self.capabilities.host_pages)
         work = self.rows.apply(plan)
         if self.poison is not None and self._touching(work, self.poison):
@@ -125,12 +153,29 @@ class FakeBackend:
             for row, position, token in zip(sampling, positions, tokens)
             if self.rows.sampling.logprobs[row] >= 0
         )
+        results = tuple(fake_records(self.rows, chunk) for chunk in work.chunks if _is_scored(self.rows, chunk, bad))
         samples = pack_i32(value for entry in zip(sampling, positions, tokens) for value in entry)
         failed = pack_i32(value for row in (*work.skipped, *bad) for value in (row, FinishReason.NUMERICAL_ERROR))
-        if (left := self.step_s - (time.monotonic() - started)) > 0:
-            time.sleep(left)
-        return StepOutput(samples, logprobs, failed)
+        return StepOutput(samples, logprobs, failed, results)
 
 
 def _certain(token: int, count: int) -> TokenLogprobs:
     return TokenLogprobs(0.0, (token,), (0.0,)) if count else TokenLogprobs(0.0)
+
+
+def _is_scored(rows: RowTable, chunk: Chunk, bad: list[int]) -> bool:
+    """Did the row ask for its prompt's log-probabilities, and does the chunk make some known?"""
+    wanted = rows.param(chunk.row).prompt_logprobs is not None and chunk.row not in bad
+    return wanted and (chunk.start == 0 or chunk.start + 1 < rows.prompt_len[chunk.row])
+
+
+def fake_records(rows: RowTable, chunk: Chunk) -> RowResult:
+    """Certainty for each token of the prompt; of the first one nothing is known."""
+    top = rows.param(chunk.row).prompt_logprobs or 0
+    start = chunk.start + 1 if chunk.start else 0
+    tokens = rows.tokens[chunk.row, start : min(chunk.end + 1, int(rows.prompt_len[chunk.row]))]
+    words = np.full((len(tokens), record_words(top)), -1, "<i4")
+    words[:, 0] = tokens
+    floats = words.view("<f4")
+    floats[:, [1, *range(2 + top, words.shape[1])]] = np.where(start + np.arange(len(tokens)) > 0, 0.0, np.nan)[:, None]
+    return RowResult(chunk.row, start, words.tobytes())

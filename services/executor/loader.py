@@ -20,11 +20,11 @@ _LOG_INTERVAL_S = 5.0
 
 
 def load_decoder(
-    directory: Path, spec: ModelSpec, dtype: str, linear: LinearFactory, tick: Callable[[], None]
+    directory: Path, spec: ModelSpec, dtype: str, linear: LinearFactory, tick: Callable[[], None], device: str = "cpu"
 ) -> tuple[Decoder, torch.dtype]:
-    """Load the weights. `dtype` as configured ("auto" = as config.json says, else as the weights are stored)."""
+    """Load the weights to `device`. `dtype` as configured ("auto" = as config.json says, else as the weights are stored)."""
     started = time.monotonic()
-    checkpoint = Checkpoint(directory)
+    checkpoint = Checkpoint(directory, device)
     torch_dtype = _choose_dtype(dtype, spec, checkpoint)
     progress = _Progress(directory.name, checkpoint, tick)
     with torch.inference_mode():

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmos.protocol.messages import StepPlan
+if TYPE_CHECKING:
+    from llmos.protocol.messages import StepPlan
 
 Pairs = list[list[int]]  # [from, to]
 

@@ -10,13 +10,16 @@ A row enters with pages that others may read; the page that holds its first toke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from llmos.protocol.messages import RowAdd, StepPlan
-from llmos.protocol.params import SamplingParams
 from llmos.services.executor.sampling_columns import SamplingColumns
+
+if TYPE_CHECKING:
+    from llmos.protocol.messages import RowAdd, StepPlan
+    from llmos.protocol.params import SamplingParams
 
 Ints = npt.NDArray[np.int64]
 _NONE = np.zeros(0, dtype=np.int64)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmos.protocol.params import SamplingParams
+if TYPE_CHECKING:
+    from llmos.protocol.params import SamplingParams
 
 NO_TOP_K = 2**31 - 1
 

@@ -3,17 +3,19 @@
 States: loading -> greeting (hello sent) -> announcing (ExecutorReady sent) -> serving (ExecutorWelcome with a generation received).
 When another microkernel took over (the supervisor says so, or it does not know us): back to greeting, and its welcome starts a new
 generation with an empty row table. Plans of another generation are dropped and counted.
+
+As many steps as the backend's `window` are submitted before the oldest one's result is waited for, so that a device always has the next
+step queued; while a device computes, the loop goes on reading plans.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
 from typing import Any
 
 from llmos.config import model_path
@@ -43,12 +45,14 @@ _IDLE_WAIT_S = 0.1  # how often an idle executor looks for signals and beats
 _NO_GENERATION = -1
 _NONE = -1
 _LONG_STEP_S = 0.5
+_LOOK_EVERY_S = 0.0005  # how often plans are looked for while a device computes
 
 
 class Pulse:
     """Called wherever the work loop turns, also between layers: listens to the supervisor and beats.
 
-    `step` stands around each step: one layer of a long prompt may take longer than the supervisor is patient, which it is told before.
+    `begin` and `end` stand around each step: one layer of a long prompt may take longer than the supervisor is patient, which it is told
+    before.
     """
 
     def __init__(self, line: Lifeline) -> None:
@@ -62,17 +66,25 @@ class Pulse:
         self.line.poll()
         self.line.beat(self._turns, time.monotonic(), working=self._working)
 
-    @contextlib.contextmanager
-    def step(self, plan: StepPlan) -> Iterator[None]:
-        num_tokens = _num_tokens(plan)
+    def begin(self, num_tokens: int) -> None:
         if self._token_s is None or self._token_s * num_tokens > _LONG_STEP_S:
             self._working = True
             self()
-        started = time.monotonic()
-        yield
-        took = (time.monotonic() - started) / num_tokens
+
+    def end(self, num_tokens: int, took_s: float) -> None:
+        took = took_s / num_tokens
         self._token_s = took if self._token_s is None else max(took, 0.9 * self._token_s)
         self._working = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Submitted:
+    """A step that the backend was given at `at`, and where it stands."""
+
+    generation: int
+    step: int
+    num_tokens: int
+    at: float
 
 
 class ExecutorService:
@@ -91,6 +103,7 @@ class ExecutorService:
         self._ready = False
         self._kernels_greeted = 0
         self._idle_since = time.monotonic()
+        self._submitted: deque[Submitted] = deque()
 
     def run(self, greet_timeout_s: float) -> None:
         """Register, then serve until the lifeline says stop."""
@@ -98,14 +111,24 @@ class ExecutorService:
         self._announce()
         ports = PortSet(self.line.port, self.port)
         while not self.line.stopping:
-            message = self._receive()
-            if message is None:
+            if not self._turn():
                 ports.wait(_IDLE_WAIT_S)
-            else:
-                self._handle(message)
             self.pulse()
             if self.line.kernel_restarts != self._kernels_greeted:
                 self._greet_again()
+
+    def _turn(self) -> bool:
+        """Do the next thing; False if there is nothing to do. Messages come first as long as another step may be submitted."""
+        if len(self._submitted) < self.backend.window:
+            message = self._receive()
+            if message is not None:
+                self._handle(message)
+                return True
+        if not self._submitted:
+            return False
+        if self.backend.done(_LOOK_EVERY_S):
+            self._finish()
+        return True
 
     def _greet_again(self) -> None:
         self.generation = _NO_GENERATION
@@ -124,7 +147,7 @@ class ExecutorService:
 
     def _handle(self, message: Message) -> None:
         if isinstance(message, StepPlan):
-            self._execute(message)
+            self._submit(message)
         elif isinstance(message, ExecutorWelcome):
             self._serve(message.generation)
         elif isinstance(message, Welcome):
@@ -147,6 +170,7 @@ class ExecutorService:
         if ARMED:
             reach("executor.start.generation")
         self.backend.reset()
+        self._submitted.clear()
         self.generation = generation
         self._idle_since = time.monotonic()
         if not self._ready:
@@ -154,23 +178,40 @@ class ExecutorService:
             self.line.ready(self.backend.description)
         log.info("serving %s as generation %d", self.model, generation)
 
-    def _execute(self, plan: StepPlan) -> None:
+    def _submit(self, plan: StepPlan) -> None:
         if plan.generation != self.generation:
             self.plans_dropped += 1
             return
         if ARMED:
             reach("executor.plan.received")
-        started = time.monotonic()
-        with self.pulse.step(plan):
-            output = self.backend.execute(plan)
-        ended = time.monotonic()
+        step = Submitted(plan.generation, plan.step, _num_tokens(plan), time.monotonic())
+        self.pulse.begin(step.num_tokens)
+        self.backend.submit(plan)
+        self._submitted.append(step)
+
+    def _finish(self) -> None:
+        """Send the oldest step's result. It computed since it was submitted, or since the one before it was done."""
+        output = self.backend.collect()
+        step = self._submitted.popleft()
         if ARMED:
             reach("executor.step.computed")
+        ended = time.monotonic()
+        started = max(step.at, self._idle_since)
+        self.pulse.end(step.num_tokens, ended - started)
         busy_us, idle_us = int((ended - started) * 1e6), int((started - self._idle_since) * 1e6)
         self.steps += 1
         self._idle_since = ended
         self.port.send(
-            StepResult(plan.generation, plan.step, output.samples, output.logprobs, output.failed, busy_us, idle_us)
+            StepResult(
+                step.generation,
+                step.step,
+                output.samples,
+                output.logprobs,
+                output.failed,
+                busy_us,
+                idle_us,
+                output.results,
+            )
         )
         if ARMED:
             reach("executor.result.sent")

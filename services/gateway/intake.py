@@ -15,6 +15,7 @@ from llmos.protocol.messages import (
     Attach,
     Continue,
     Detokenize,
+    Embed,
     Encode,
     Encoded,
     Generate,
@@ -28,7 +29,9 @@ from llmos.protocol.messages import (
     Spawn,
     Tokenize,
 )
+from llmos.protocol.params import SamplingParams
 from llmos.services.gateway import validate
+from llmos.services.gateway.encodings import Encoding
 from llmos.services.gateway.exchanges import Exchange
 from llmos.services.gateway.owners import Asker
 from llmos.services.gateway.requests import Outbox, Request
@@ -73,6 +76,41 @@ def generate(message: Generate, entry: Entry) -> Request:
         is_durable=_is_durable(message),
     )
     return _encode(request, message, checked.model, entry)
+
+
+def embed(message: Embed, entry: Entry) -> Request:
+    info = validate.check_embed(message, entry.models, entry.asker.is_administrator)
+    question = SeqSubmit(
+        entry.number,
+        info.model,
+        b"",
+        validate.complete_params(SamplingParams(), info),
+        entry.asker.owner,
+        entry.key if message.client_request_id is None else message.client_request_id,
+        message.nice,
+        message.deadline_ms,
+        message.parent,
+        message.after,
+        second_at=0,
+    )
+    client, durable = entry.asker.client, _is_durable(message)
+    request = Encoding(
+        entry.number,
+        client,
+        message.req,
+        info.model,
+        question,
+        labels=info.labels,
+        received=entry.now,
+        is_durable=durable,
+    )
+    if message.token_ids is not None:
+        request.encoded(Encoded(entry.number, message.token_ids), info, entry.now, entry.out)
+    else:
+        text, second = message.text or "", message.second
+        question_of_text = Encode(entry.number, info.model, text, None, second=second, truncate=message.truncate)
+        request.encode(question_of_text, len(text) + len(second or ""))
+    return request
 
 
 def spawn(message: Spawn, entry: Entry) -> Request:
@@ -138,6 +176,7 @@ def attach(message: Attach, entry: Entry) -> Request:
 
 INTAKE: dict[type, Callable[[Any, Entry], Request]] = {
     Generate: generate,
+    Embed: embed,
     Spawn: spawn,
     Append: append,
     Continue: go_on,
@@ -147,7 +186,7 @@ INTAKE: dict[type, Callable[[Any, Entry], Request]] = {
 }
 
 
-def _is_durable(message: Generate | Spawn) -> bool:
+def _is_durable(message: Generate | Spawn | Embed) -> bool:
     """Did the caller name it, to find it again? Libraries name requests to be able to repeat them, and say so."""
     key = message.client_request_id
     return key is not None and not key.startswith(MADE_UP_REQUEST_ID)

@@ -1,8 +1,8 @@
 """What every request of a client has in common, pure: events in, messages out through an `Outbox`.
 
-There are streams (streams.py: Generate, Continue, Attach) and exchanges of one question and one answer (exchanges.py: Tokenize,
-Spawn, Append). Tokenizer and microkernel may die at any moment and come back; whatever a request asked of one that died, it asks
-again of the next. States:
+There are streams (streams.py: Generate, Continue, Attach; encodings.py: Embed) and exchanges of one question and one answer
+(exchanges.py: Tokenize, Spawn, Append). Tokenizer and microkernel may die at any moment and come back; whatever a request asked of one
+that died, it asks again of the next. States:
 
     ENCODING    its prompt is to be encoded. Left out where there is nothing to encode.
     SUBMITTED   the microkernel is to be asked, or has been.

@@ -19,6 +19,7 @@ from llmos.protocol.messages import (
     Continue,
     Deadline,
     Detokenize,
+    Embed,
     Explain,
     Fork,
     Generate,
@@ -44,6 +45,7 @@ from llmos.protocol.messages import (
 RIGHTS: dict[type[Message], Role] = {
     # Make sequences, and drive those of the own tenant whose numbers one knows.
     Generate: Role.SUBMIT,
+    Embed: Role.SUBMIT,
     Spawn: Role.SUBMIT,
     Append: Role.SUBMIT,
     Continue: Role.SUBMIT,

@@ -304,6 +304,10 @@ class Router:
             self._settle(request, now, out)
 
     def _tokens(self, message: SeqTokens, now: float, out: Outbox) -> None:
+        for result in message.results:
+            if (stream := self._readers.get(result.rid)) is not None:
+                stream.result(result, out)
+                self._settle(stream, now, out)
         for entry in (*message.entries, *_entries(message.columns)):
             if (stream := self._readers.get(entry.rid)) is not None:
                 stream.tokens(entry, out)

@@ -24,6 +24,8 @@ from llmos.protocol.messages import (
     Encoded,
     Finished,
     ModelInfo,
+    PromptLogprobs,
+    ResultEntry,
     SeqAccepted,
     SeqAck,
     SeqAttach,
@@ -37,6 +39,7 @@ from llmos.protocol.messages import (
     TokenEntry,
     Usage,
 )
+from llmos.protocol.prompt_logprobs import record_bytes
 from llmos.services.gateway.questions import Question
 from llmos.services.gateway.reading import Reading
 from llmos.services.gateway.requests import READING, Granted, Outbox, RequestState
@@ -71,6 +74,9 @@ class Stream(Reading):
         self._cancel: FinishReason | None = None  # asked for; said as soon as the microkernel listens
         self._cuts = 0  # how often the microkernel that is there now was asked to drop what is after the stop string
         self._end: SeqEnd | None = None
+        self._top = wanted.params.prompt_logprobs if isinstance(wanted, SeqSubmit) else None  # asked for of the prompt
+        self._scored = 0  # tokens of the prompt whose log-probabilities the client has
+        self._asked_for_scores = False
 
     # ------------------------------------------------------------ the microkernel
 
@@ -111,15 +117,20 @@ class Stream(Reading):
         if isinstance(message, SeqAttached):
             self.model, self._prompt_tokens = message.model, message.prompt_tokens
             self._stops = message.params.stop if message.params is not None else ()
-        self._reply(Accepted(self.req, self.rid, self.model, self._prompt_tokens), out)
+        self._accept(out)
         end = None
         if isinstance(message, SeqAttached):
+            self._top = None if message.params is None else message.params.prompt_logprobs
+            self._take_result(0, message.result, out)
             self._push(0, unpack_i32(message.output), None, out)
             end = message.end
         if end is not None:
             self._ends(end, out)
         elif self._cancel is not None:
             out.kernel.append(SeqCancel(self.rid, self._cancel))
+
+    def _accept(self, out: Outbox) -> None:
+        self._reply(Accepted(self.req, self.rid, self.model, self._prompt_tokens), out)
 
     def kernel_lost(self) -> None:
         if self.state is RequestState.STREAMING and self._end is None:
@@ -135,6 +146,7 @@ class Stream(Reading):
         if message.prompt_tokens != self._prompt_tokens:
             self._be_late(message, out)
             return
+        self._take_result(0, message.result, out)
         self._push(0, unpack_i32(message.output), None, out)
         if self.is_over:
             return
@@ -180,6 +192,29 @@ class Stream(Reading):
 
     # ------------------------------------------------------------ output
 
+    def result(self, entry: ResultEntry, out: Outbox) -> None:
+        """What was computed beside tokens; it comes before them."""
+        if self.state is RequestState.STREAMING:
+            self._take_result(entry.start, entry.values, out)
+
+    def _take_result(self, start: int, values: bytes, out: Outbox) -> None:
+        """Log-probabilities of the prompt from token `start` on: the client gets each once."""
+        if self._top is None or not values:
+            return
+        if start > self._scored:
+            self._miss(out)
+            return
+        size = record_bytes(self._top)
+        fresh = values[(self._scored - start) * size :]
+        if fresh:
+            self._reply(PromptLogprobs(self.req, self._scored, self._top, fresh), out)
+            self._scored += len(fresh) // size
+
+    @property
+    def _lacks_scores(self) -> bool:
+        """It has ended without all that was asked for: maybe the microkernel could not send it."""
+        return self._top is not None and self._scored < self._prompt_tokens and not self._asked_for_scores
+
     def tokens(self, entry: TokenEntry, out: Outbox) -> None:
         """New output of the sequence."""
         if self.state is not RequestState.STREAMING or not self._reads:
@@ -193,7 +228,9 @@ class Stream(Reading):
         """The microkernel's last word; the tokenizer may still hold text back."""
         if self.state is not RequestState.STREAMING:
             return
-        if self._reads and end.usage.output_tokens > self._feed.received:
+        is_whole = end.reason in (FinishReason.STOP, FinishReason.LENGTH)
+        if (self._reads and end.usage.output_tokens > self._feed.received) or (is_whole and self._lacks_scores):
+            self._asked_for_scores = True
             self._miss(out)
         else:
             self._ends(end, out)
@@ -228,8 +265,7 @@ class Stream(Reading):
     def cancel(self, out: Outbox) -> None:
         """The client wants the end of it; the answer is its Finished."""
         if self.state is RequestState.ENCODING:
-            usage = Usage(0, 0, 0, 0, 0.0, 0.0)
-            self._reply(Finished(self.req, 0, FinishReason.CANCELLED, "", usage), out)
+            self._reply_end(SeqEnd(0, FinishReason.CANCELLED, Usage(0, 0, 0, 0, 0.0, 0.0)), "", out)
             self._move(RequestState.ENDED)
         elif not self.is_over:
             self._ask_cancel(FinishReason.CANCELLED, out)
@@ -305,11 +341,14 @@ class Stream(Reading):
 
     def _finish(self, text: str, out: Outbox) -> None:
         assert self._end is not None
-        reason, usage = self._end.reason, self._end.usage
+        self._reply_end(self._end, text, out)
+        self._move(RequestState.ENDED)
+
+    def _reply_end(self, end: SeqEnd, text: str, out: Outbox) -> None:
+        reason, usage = end.reason, end.usage
         if self._stop is not None:
             reason = FinishReason.STOP
             usage = msgspec.structs.replace(usage, output_tokens=self._feed.delivered)
         elif self._text_failed:
             reason = FinishReason.TOKENIZER_FAILED
-        self._reply(Finished(self.req, self.rid, reason, text, usage, self._stop), out)
-        self._move(RequestState.ENDED)
+        self._reply(Finished(self.req, end.rid, reason, text, usage, self._stop), out)

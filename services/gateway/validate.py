@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from llmos.encoders import CLASSIFY, GENERATE
 from llmos.errors import ContextTooLong, InvalidRequest, NotFound, PermissionRefused, ProtocolError
 from llmos.protocol import limits
 from llmos.protocol.checks import (
@@ -34,6 +35,7 @@ from llmos.protocol.messages import (
     ControlVerb,
     Deadline,
     Detokenize,
+    Embed,
     Fork,
     Generate,
     Kill,
@@ -61,16 +63,40 @@ class Checked:
 
 def check_generate(message: Generate, models: Mapping[str, ModelInfo], is_administrator: bool) -> Checked:
     """Everything that can be checked before the prompt is encoded."""
-    info = find_model(message.model, models)
+    info = _generator(message.model, models)
     _check_prompt(message.text, message.messages, message.token_ids, info)
     _check_terms(message, is_administrator)
     check_deadline(message.deadline_ms)
     return _checked(message.params, info)
 
 
+def check_embed(message: Embed, models: Mapping[str, ModelInfo], is_administrator: bool) -> ModelInfo:
+    info = find_model(message.model, models)
+    if info.task == GENERATE:
+        raise InvalidRequest(f"model {info.model!r} generates text; it is no encoder", field="model")
+    _check_prompt(message.text, None, message.token_ids, info)
+    if message.second is not None:
+        _check_second(message, info)
+    _check_terms(message, is_administrator)
+    check_deadline(message.deadline_ms)
+    return info
+
+
+def _check_second(message: Embed, info: ModelInfo) -> None:
+    if info.task != CLASSIFY:
+        raise InvalidRequest(f"second: model {info.model!r} embeds texts, it does not judge pairs", field="second")
+    if message.text is None:
+        raise InvalidRequest("second: only beside a text, not beside token ids", field="second")
+    size = len(message.text.encode()) + len((message.second or "").encode())
+    if size > limits.MAX_PROMPT_BYTES:
+        raise InvalidRequest(
+            f"second: {size} bytes with the text, the limit is {limits.MAX_PROMPT_BYTES}", field="second"
+        )
+
+
 def check_spawn(message: Spawn, models: Mapping[str, ModelInfo], is_administrator: bool) -> ModelInfo:
     """As `check_generate`; there may be no prompt, and empty text stands for the tokens that the tokenizer puts in front."""
-    info = find_model(message.model, models)
+    info = _generator(message.model, models)
     given = sum(part is not None for part in (message.text, message.token_ids, message.messages))
     if given > 1:
         raise InvalidRequest(
@@ -93,7 +119,10 @@ def check_continue(message: Continue, models: Mapping[str, ModelInfo]) -> Checke
     """How much room there is for output only the microkernel knows."""
     _check_rid("rid", message.rid)
     check_deadline(message.deadline_ms)
-    return _checked(message.params, find_model(message.model, models))
+    if message.params.prompt_logprobs is not None:
+        text = "prompt_logprobs: not for an open sequence, whose tokens are computed already"
+        raise InvalidRequest(text, field="prompt_logprobs")
+    return _checked(message.params, _generator(message.model, models))
 
 
 def check_attach(message: Attach) -> None:
@@ -159,6 +188,14 @@ def find_model(name: str | None, models: Mapping[str, ModelInfo]) -> ModelInfo:
     return models[name]
 
 
+def _generator(name: str | None, models: Mapping[str, ModelInfo]) -> ModelInfo:
+    """A model that generates text."""
+    info = find_model(name, models)
+    if info.task != GENERATE:
+        raise InvalidRequest(f"model {info.model!r} is an encoder ({info.task}); it generates no text", field="model")
+    return info
+
+
 def complete_params(params: SamplingParams, info: ModelInfo) -> SamplingParams:
     """Fill what the caller left open from the model's defaults; add the model's own stop tokens."""
     filled = {}
@@ -182,23 +219,22 @@ def complete_params(params: SamplingParams, info: ModelInfo) -> SamplingParams:
 
 def check_tokens(prompt: bytes, params: SamplingParams, info: ModelInfo) -> SamplingParams:
     """Judge the encoded prompt; returns `params` with `max_tokens` within the room that is left."""
-    room = info.max_context - len(check_ids(prompt, info))
+    room = info.max_context - len(check_ids(prompt, info, needs_room=params.max_tokens != 0))
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     return msgspec.structs.replace(params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))
 
 
-def check_ids(prompt: bytes, info: ModelInfo, *, may_be_empty: bool = False) -> array[int]:
-    """Token ids that the model knows, fewer than its context holds."""
+def check_ids(prompt: bytes, info: ModelInfo, *, may_be_empty: bool = False, needs_room: bool = True) -> array[int]:
+    """Token ids that the model knows, not more than its context holds; fewer, if it `needs_room` for another one."""
     ids = _check_ids(prompt, info)
     if not ids:
         if may_be_empty:
             return ids
         raise InvalidRequest("prompt is empty", field="prompt")
-    if len(ids) >= info.max_context:
+    if len(ids) + needs_room > info.max_context:
+        more = ", which must hold at least one token more" if needs_room else ""
         raise ContextTooLong(
-            f"prompt has {len(ids)} tokens; {info.model} has a context of {info.max_context}, "
-            "which must hold at least one token more",
-            field="prompt",
+            f"prompt has {len(ids)} tokens; {info.model} has a context of {info.max_context}{more}", field="prompt"
         )
     return ids
 
@@ -208,7 +244,7 @@ def _checked(params: SamplingParams, info: ModelInfo) -> Checked:
     return Checked(info, complete_params(params, info))
 
 
-def _check_terms(message: Generate | Spawn, is_administrator: bool) -> None:
+def _check_terms(message: Generate | Spawn | Embed, is_administrator: bool) -> None:
     """What a new sequence may ask of the scheduler."""
     key = message.client_request_id
     if key is not None and not 0 < len(key) <= limits.MAX_REQUEST_ID_CHARS:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmos.encoders import CLASSIFY, GENERATE, class_names, find_encoder, longest_text
 from llmos.errors import InvalidRequest, ModelError
 from llmos.protocol.params import SamplingParams
 
@@ -64,8 +65,21 @@ class ModelDirectory:
         """Width of the model's logits; None if config.json does not say."""
         return self._positive("vocab_size", self.config.get("vocab_size"))
 
+    @property
+    def task(self) -> str:
+        """What the model is for, as in `ModelInfo`."""
+        found = find_encoder(self.config)
+        return GENERATE if found is None else found[1]
+
+    def labels(self) -> tuple[str, ...]:
+        return class_names(self.config) if self.task == CLASSIFY else ()
+
     def max_context(self, limit: int) -> int:
         """Longest prompt and output together; `limit` 0 = what the model was made for."""
+        if (encoder := find_encoder(self.config)) is not None:
+            longest = longest_text(encoder[0], self.config, self.read("sentence_bert_config.json"))
+            if longest is not None and longest > 0:
+                return min(longest, limit) if limit else longest
         for key in _CONTEXT_KEYS:
             own = self._positive(key, self.config.get(key))
             if own is not None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from llmos.errors import InvalidRequest, LlmosError, ModelError, NotFound
 from llmos.protocol.messages import ChatMessage, ModelInfo
@@ -47,6 +47,18 @@ class ServedModel:
         if continues:
             return self._encode(text, self._continuing, add_special_tokens=False)
         return self._encode(text, self._tokenizer, add_special_tokens=True)
+
+    def encode_whole(self, text: str, second: str | None, *, truncate: bool) -> tuple[list[int], int]:
+        """(ids, where the second text begins as the tokenizer marks it, or 0) of a text, or of two, for an encoder."""
+        tokenizer = self._needed(self._tokenizer, "text")
+        parts = [self._parts(tokenizer, part) for part in (text, second) if part is not None]
+        if truncate:
+            room = self.info.max_context - tokenizer.num_special_tokens_to_add(len(parts) == 2)
+            _shorten(parts, max(0, room))
+        whole = tokenizer.post_process(parts[0], parts[1] if len(parts) == 2 else None, True)
+        ids: list[int] = whole.ids
+        types: list[int] = whole.type_ids
+        return ids, types.index(1) if 1 in types else 0
 
     def encode_chat(self, messages: tuple[ChatMessage, ...]) -> list[int]:
         """Ids of a conversation by the model's chat template, which writes its own special tokens."""
@@ -91,10 +103,36 @@ class ServedModel:
         ids: list[int] = encoded[0].ids
         return ids
 
+    def _parts(self, tokenizer: Tokenizer, text: str) -> Encoding:
+        """A text without the special tokens around it."""
+        try:
+            return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+        except Exception as error:  # noqa: BLE001  (as in `_encode`)
+            raise InvalidRequest(f"text: the model's tokenizer can not encode it: {error}", field="text") from None
+
     def _needed(self, tokenizer: Tokenizer | None, field: str) -> Tokenizer:
         if tokenizer is None:
             raise InvalidRequest(f"model {self.info.model} has no tokenizer: send token_ids", field=field)
         return tokenizer
+
+
+def _shorten(parts: list[Encoding], room: int) -> None:
+    """Cut the ends of texts until all fit into `room` tokens: of two, the longer one first."""
+    lengths = [len(part.ids) for part in parts]
+    if (excess := sum(lengths) - room) <= 0:
+        return
+    if len(parts) == 2:
+        longer = int(lengths[1] > lengths[0])
+        cut = min(excess, abs(lengths[0] - lengths[1]))
+        lengths[longer] -= cut
+        excess -= cut
+        lengths[1 - longer] -= excess // 2
+        excess -= excess // 2
+        lengths[longer] -= excess
+    else:
+        lengths[0] -= excess
+    for part, length in zip(parts, lengths):
+        part.truncate(max(0, length))
 
 
 def load_model(name: str, path: Path, *, max_context: int = 0, fake: bool = False) -> ServedModel:
@@ -117,6 +155,8 @@ def load_model(name: str, path: Path, *, max_context: int = 0, fake: bool = Fals
         eos_token_ids=eos,
         has_chat_template=template is not None,
         defaults=directory.sampling_defaults(),
+        task=directory.task,
+        labels=directory.labels(),
     )
     chat = None if template is None else ChatTemplate(template, directory.special_tokens)
     return ServedModel(info, tokenizer, chat)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmos.config import Config, model_path
+from llmos.encoders import GENERATE
 from llmos.errors import ContextTooLong, InvalidRequest, LlmosError, NotFound
 from llmos.killpoints import ARMED, reach
 from llmos.ports.aio import AsyncListener
@@ -241,7 +242,7 @@ def check_encode(message: Encode) -> int:
     if (message.text is None) == (message.messages is None):
         raise InvalidRequest("exactly one of text and messages is needed", field="text")
     if message.text is not None:
-        size = len(message.text.encode())
+        size = len(message.text.encode()) + len((message.second or "").encode())
         if size > limits.MAX_PROMPT_BYTES:
             raise InvalidRequest(f"text: {size} bytes, the limit is {limits.MAX_PROMPT_BYTES}", field="text")
         return size
@@ -282,7 +283,10 @@ def encode(model: ServedModel, message: Encode) -> Encoded:
     """The answer to a request that passed `check_encode`. Thread-safe."""
     if (trouble := os.environ.get(TROUBLE_VARIABLE)) is not None and message.text is not None:
         _make_trouble(message.text, trouble)
-    if message.text is not None:
+    second_at = 0
+    if message.text is not None and model.info.task != GENERATE:
+        (ids, second_at), source = model.encode_whole(message.text, message.second, truncate=message.truncate), "text"
+    elif message.text is not None:
         ids, source = model.encode_text(message.text, continues=message.continues), "text"
     else:
         ids, source = model.encode_chat(message.messages or ()), "messages"
@@ -290,7 +294,7 @@ def encode(model: ServedModel, message: Encode) -> Encoded:
         reach("tokenizer.encoded")
     if len(ids) > limits.MAX_PROMPT_TOKENS:
         raise ContextTooLong(f"{source}: {len(ids)} tokens, the limit is {limits.MAX_PROMPT_TOKENS}", field=source)
-    return Encoded(message.req, pack_i32(ids), model.pieces(ids) if message.pieces else ())
+    return Encoded(message.req, pack_i32(ids), model.pieces(ids) if message.pieces else (), second_at)
 
 
 def _make_trouble(text: str, word: str) -> None:

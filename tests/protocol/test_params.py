@@ -25,6 +25,7 @@ NUMBERS: list[tuple[str, list[Any], list[Any]]] = [
     ("max_tokens", [1, 2, limits.MAX_TOKENS, None], [0, -1, limits.MAX_TOKENS + 1, 10**12]),
     ("min_tokens", [0, 1, limits.MAX_TOKENS], [-1, limits.MAX_TOKENS + 1]),
     ("logprobs", [0, 1, limits.MAX_LOGPROBS, None], [-1, limits.MAX_LOGPROBS + 1]),
+    ("prompt_logprobs", [0, 1, limits.MAX_LOGPROBS, None], [-1, limits.MAX_LOGPROBS + 1]),
 ]
 GOOD = [(field, value) for field, good, _ in NUMBERS for value in good]
 BAD = [(field, value) for field, _, bad in NUMBERS for value in bad]
@@ -73,6 +74,13 @@ def test_numbers_must_be_finite(field: str, value: float) -> None:
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(**{field: value}).check()
     assert caught.value.field == field
+
+
+def test_no_output_is_wanted_only_with_scores_of_the_prompt() -> None:
+    SamplingParams(max_tokens=0, prompt_logprobs=0).check()
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(max_tokens=0, logprobs=1).check()
+    assert caught.value.field == "max_tokens"
 
 
 def test_min_tokens_may_not_be_above_max_tokens() -> None:

@@ -101,22 +101,26 @@ class EchoKernel:
     def step(self) -> None:
         """One token batch for all running sequences."""
         batches: dict[Peer, tuple[list[m.TokenEntry], list[m.SeqEnd]]] = {}
+        results: dict[Peer | None, list[m.ResultEntry]] = {}
         for seq in list(self.sequences.values()):
             if not seq.generating or seq.suspended or any(rid in self.sequences for rid in seq.after):
                 continue
+            if not seq.sent and seq.result:
+                results.setdefault(seq.reader, []).append(m.ResultEntry(seq.rid, 0, seq.result))
             limit = min(seq.limit, seq.acked + self.window) if seq.reader else seq.limit
-            first, count = seq.sent, min(self.tokens_per_step, limit - seq.sent)
+            first, count = seq.sent, 0 if seq.second_at >= 0 else min(self.tokens_per_step, limit - seq.sent)
             entry = m.TokenEntry(seq.rid, first, seq.echo(count)) if count > 0 else None
             reader, end = seq.reader, None
-            if seq.sent >= seq.limit:
-                end = self._finish(seq, FinishReason.LENGTH)
+            if seq.second_at >= 0 or seq.sent >= seq.limit:
+                end = self._finish(seq, FinishReason.STOP if seq.second_at >= 0 else FinishReason.LENGTH)
             if reader is not None:
                 entries, ends = batches.setdefault(reader, ([], []))
                 entries += [entry] if entry else []
                 ends += [end] if end else []
         for peer, (entries, ends) in batches.items():
             if entries or ends:
-                self._tell(self.listener, peer, m.SeqTokens(tuple(entries), tuple(ends)))
+                found = tuple(results.get(peer, ()))
+                self._tell(self.listener, peer, m.SeqTokens(tuple(entries), tuple(ends), b"", found))
 
     # ------------------------------------------------------------ sequences
 
@@ -153,6 +157,7 @@ class EchoKernel:
         seq = self._new(message.owner, message.model, list(unpack_i32(message.prompt)), False, message.parent)
         self._remember(seq, message.client_request_id)
         seq.nice, seq.deadline_ms, seq.after = message.nice, message.deadline_ms, message.after
+        seq.second_at = message.second_at
         seq.begin(message.params, peer)
         return m.SeqAccepted(message.req, seq.rid)
 
@@ -203,7 +208,8 @@ class EchoKernel:
             seq.last_reader = peer
         output = pack_i32(seq.tokens[seq.prompt_len :])
         end = None if seq.generating else seq.end
-        return m.SeqAttached(message.req, seq.rid, seq.model, seq.prompt_len, seq.params, output, end)
+        result = seq.result if seq.sent or end else b""
+        return m.SeqAttached(message.req, seq.rid, seq.model, seq.prompt_len, seq.params, output, end, result)
 
     def _detach(self, peer: Peer, message: m.SeqDetach) -> None:
         if (seq := self._read_by(peer, message.rid)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,24 @@ class EchoSequence:
     end: m.SeqEnd | None = None  # of the newest output
     reason: int = 0  # of the sequence
     children: list[int] = field(default_factory=list)
+    second_at: int = -1
+
+    @property
+    def result(self) -> bytes:
+        """Of a text: its length, where its second part begins and its first token as numbers; of the model "judge" a share of its length.
+        Of a prompt: records in which each token is half as likely as the one before it."""
+        if self.second_at >= 0:
+            numbers = (len(self.tokens), self.second_at, self.tokens[0])
+            return struct.pack("<f", len(self.tokens) / 100) if self.model == "judge" else struct.pack("<3f", *numbers)
+        top = None if self.params is None else self.params.prompt_logprobs
+        if top is None:
+            return b""
+        prompt = self.tokens[: self.prompt_len]
+        best = [float(-1 - index) for index in range(top)]
+        return b"".join(
+            struct.pack(f"<if{top}i{top}f", token, -0.5 * place, *[token] * top, *best)
+            for place, token in enumerate(prompt)
+        )
 
     @property
     def sent(self) -> int:

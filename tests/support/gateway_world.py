@@ -110,8 +110,9 @@ class FakeTokenizer:
             text = message.text
             if text is None:
                 text = "".join(f"{part.role}:{part.content}\n" for part in message.messages or ())
-            raw = text.encode()
-            return m.Encoded(message.req, pack_i32(list(raw)), tuple(chr(b) for b in raw) if message.pieces else ())
+            raw, second = text.encode(), (message.second or "").encode()
+            pieces = tuple(chr(b) for b in raw) if message.pieces else ()
+            return m.Encoded(message.req, pack_i32(list(raw + second)), pieces, len(raw) if second else 0)
         if isinstance(message, m.Render):
             raw = bytes(list(unpack_i32(message.token_ids)))
             return m.Rendered(message.req, raw.decode(errors="replace"), tuple(bytes([byte]) for byte in raw))

@@ -21,6 +21,7 @@ from llmos.microkernel.sender import Sender
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, encode, pack_i32, unpack_i32, unpack_i64
 from llmos.protocol.params import SamplingParams
+from llmos.protocol.prompt_logprobs import record_words
 
 VOCAB = 1000
 GATEWAY = Sender(1, "gateway", "gateway")
@@ -53,6 +54,9 @@ class Row:
     computed: int
     seed: int
     failed: bool = False
+    second_at: int = -1
+    prompt_len: int = 0
+    top: int | None = None
     chain: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     hashed: int = 0
     slots: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -61,7 +65,11 @@ class Row:
 class FakeExecutor:
     """Executes plans in order; `kv[page, slot]` is a hash of all tokens up to the one that was written there."""
 
-    def __init__(self, generation: int, num_pages: int, page_size: int, host_pages: int = 0) -> None:
+    def __init__(
+        self, generation: int, num_pages: int, page_size: int, host_pages: int = 0, output_size: int = 0
+    ) -> None:
+        self.output_size = output_size
+        self.loses_results = False
         self.generation = generation
         self.page_size = page_size
         self.kv = np.zeros((num_pages, page_size), np.int64)  # 0: nothing was written there
@@ -84,7 +92,10 @@ class FakeExecutor:
         for add in plan.row_adds:
             assert add.row not in self.rows, f"row {add.row} added twice"
             assert add.params.seed is not None
-            row = Row(add.rid, unpack_i32(add.tokens), unpack_i32(add.pages), add.num_computed, add.params.seed)
+            row = Row(
+                add.rid, unpack_i32(add.tokens), unpack_i32(add.pages), add.num_computed, add.params.seed,
+                second_at=add.second_at, prompt_len=add.prompt_len, top=add.params.prompt_logprobs,
+            )  # fmt: skip
             self.rows[add.row] = row
             self._lay_out(row)
         appends = unpack_i32(plan.page_appends)
@@ -97,6 +108,7 @@ class FakeExecutor:
             self.decode = list(unpack_i32(plan.decode))
         samples: list[int] = []
         failed: list[int] = []
+        results: list[m.RowResult] = []
         for number in self.decode:
             self._compute(self.rows[number], len(self.rows[number].tokens) - 1, 1)
             self._sample(number, samples, failed)
@@ -105,7 +117,25 @@ class FakeExecutor:
             self._compute(self.rows[number], start, length)
             if sample:
                 self._sample(number, samples, failed)
-        return m.StepResult(self.generation, plan.step, pack_i32(samples), (), pack_i32(failed), 10, 0)
+            self._give(number, start, start + length, results, failed)
+        if self.loses_results:
+            results = []
+        return m.StepResult(self.generation, plan.step, pack_i32(samples), (), pack_i32(failed), 10, 0, tuple(results))
+
+    def _give(self, number: int, start: int, end: int, results: list[m.RowResult], failed: list[int]) -> None:
+        """What a prefill gives beside tokens."""
+        row = self.rows[number]
+        if row.second_at >= 0:
+            assert (start, end) == (0, len(row.tokens)), "a text is computed whole"
+            if self._fails(row):
+                failed += (number, 6)
+            elif not row.failed:
+                results.append(m.RowResult(number, 0, vector_of(row.tokens, row.second_at, self.output_size)))
+        elif row.top is not None and not row.failed:
+            first = start + 1 if start else 0
+            if first < min(end + 1, row.prompt_len):
+                records = records_of(row.tokens[: row.prompt_len], row.top)[first : end + 1]
+                results.append(m.RowResult(number, first, records.tobytes()))
 
     def _copy(self, plan: m.StepPlan) -> None:
         """Page contents, in the order of the contract; within one kind all reads come before all writes."""
@@ -145,21 +175,41 @@ class FakeExecutor:
             page = row.pages[position // self.page_size]
             raise AssertionError(f"rid {row.rid}: page {page} does not hold position {position}")
 
+    def _fails(self, row: Row) -> bool:
+        """Is it this row's turn to fail?"""
+        if row.rid not in self.fail_rows:
+            return False
+        self.fail_times[row.rid] = self.fail_times.get(row.rid, 2) - 1
+        if not self.fail_times[row.rid]:
+            del self.fail_rows[row.rid], self.fail_times[row.rid]
+        row.failed = True
+        return True
+
     def _sample(self, number: int, samples: list[int], failed: list[int]) -> None:
         row = self.rows[number]
         if row.failed:
             return
         reason = self.fail_rows.get(row.rid)
-        if reason is not None:
-            self.fail_times[row.rid] = self.fail_times.get(row.rid, 2) - 1
-            if not self.fail_times[row.rid]:
-                del self.fail_rows[row.rid], self.fail_times[row.rid]
-            row.failed = True
+        if self._fails(row):
             failed += (number, int(reason))
             return
         token = token_at(row.seed, len(row.tokens))
         samples += (number, len(row.tokens), token)
         row.tokens.append(token)
+
+
+def vector_of(tokens: array, second_at: int, size: int) -> bytes:
+    """What the fake executor makes of a text."""
+    return pack_i32([hash((tuple(tokens), second_at, index)) & 0xFFFFFF for index in range(size)])
+
+
+def records_of(tokens: array, top: int) -> np.ndarray:
+    """What the fake executor says of a prompt: int32[n, words], each a function of the tokens up to its own."""
+    words = np.zeros((len(tokens), record_words(top)), "<i4")
+    for position in range(len(tokens)):
+        words[position] = hash(tuple(tokens[: position + 1])) & 0xFFFFFF
+    words[:, 0] = tokens
+    return words
 
 
 def _hash(row: Row, end: int) -> None:
@@ -183,7 +233,17 @@ class Stream:
     params: SamplingParams
     ids: list[int] = field(default_factory=list)
     end: m.SeqEnd | None = None
+    result: bytes = b""
+    repeated: int = 0  # bytes of the result that came again
     inherited: int = 0  # a fork's first tokens were sampled with its parent's seed
+
+    def take_result(self, start: int, values: bytes) -> None:
+        size = 4 * record_words(self.params.prompt_logprobs or 0)
+        known = len(self.result) - start * size
+        assert known >= 0, f"a gap before {start}"
+        assert self.result[start * size :][: len(values)] == values[:known]
+        self.repeated += min(known, len(values))
+        self.result += values[known:]
 
     def expected(self, count: int) -> list[int]:
         """What the output must be; `count` tokens."""
@@ -195,12 +255,14 @@ class Stream:
 class World:
     """Kernel, executor and gateway wired together."""
 
+    vocab_size = VOCAB
+
     def __init__(
         self, num_pages: int = 64, page_size: int = 4, *, max_rows: int = 8, max_step_tokens: int = 32,
         steps_in_flight: int = 2, prefix_cache: bool = True, window: int = 10**6, max_context: int = 4096,
         ageing_s: float = 30.0, host_pages: int = 0, swap_us: float = 1.0, max_waiting: int = 1000,
         policy: str = "fair", share_prefixes: bool = False, retention_s: float = 600.0, idle_timeout_s: float = 3600.0,
-        target_step_s: float = 0.0,
+        target_step_s: float = 0.0, output_size: int = 0,
     ) -> None:  # fmt: skip
         scheduling = SchedulerLimits(
             max_rows=max_rows, max_step_tokens=max_step_tokens, steps_in_flight=steps_in_flight,
@@ -211,6 +273,7 @@ class World:
         self.limits = KernelLimits(max_waiting, retention_s, idle_timeout_s)
         self.kernel = Kernel(self.limits, scheduling, ("demo",), 1, self.now)
         self.host_shape = (host_pages, swap_us)
+        self.output_size = output_size
         self.streams: dict[int, Stream] = {}
         self.replies: list[m.Message] = []
         self.executor: FakeExecutor | None = None
@@ -224,10 +287,14 @@ class World:
         self.executor_peer += 1
         num_pages, page_size, max_rows, max_step_tokens, max_context = self.shape
         ready = m.ExecutorReady(
-            "demo", num_pages, page_size, max_rows, max_step_tokens, max_context, VOCAB, "float32", "fake",
-            *self.host_shape,
+            "demo", num_pages, page_size, max_rows, max_step_tokens, max_context, self.vocab_size, "float32", "fake",
+            *self.host_shape, self.output_size,
         )  # fmt: skip
         self.send(self._executor_sender(), ready)
+
+    def make_executor(self, generation: int):
+        """Who executes plans in this generation."""
+        return FakeExecutor(generation, *self.shape[:2], self.host_shape[0], self.output_size)
 
     def row_add(self, rid: int) -> m.RowAdd:
         """How a sequence last entered the executor."""
@@ -246,6 +313,7 @@ class World:
         deadline_ms: float | None = None,
         parent: int | None = None,
         after: tuple[int, ...] = (),
+        second_at: int = -1,
         **sampling: object,
     ) -> int:
         """Submit and return the rid; raises AssertionError if it was refused."""
@@ -253,7 +321,7 @@ class World:
         stream = Stream(prompt, params(**sampling))
         self._pending_submits[self._req] = stream
         message = m.SeqSubmit(
-            self._req, "demo", pack_i32(prompt), stream.params, owner, None, nice, deadline_ms, parent, after
+            self._req, "demo", pack_i32(prompt), stream.params, owner, None, nice, deadline_ms, parent, after, second_at
         )
         self.send(GATEWAY, message)
         assert self._req not in self._pending_submits, f"refused: {self.replies[-1]}"
@@ -307,6 +375,7 @@ class World:
         ids = list(unpack_i32(answer.output))
         assert ids[: len(stream.ids)] == stream.ids
         stream.ids = ids
+        stream.take_result(0, answer.result)
         if answer.end is not None:
             stream.end = answer.end
 
@@ -350,7 +419,7 @@ class World:
         for send in sends:
             message = _from_kernel.decode(encode(send.message))
             if isinstance(message, m.ExecutorWelcome):
-                self.executor = FakeExecutor(message.generation, *self.shape[:2], self.host_shape[0])
+                self.executor = self.make_executor(message.generation)
             elif isinstance(message, m.StepPlan):
                 self.plans.append(message)
                 if self.executor is not None and send.peer == self.executor_peer:
@@ -363,6 +432,10 @@ class World:
                 self.replies.append(message)
 
     def _tokens(self, message: m.SeqTokens) -> None:
+        for result in message.results:
+            stream = self.streams[result.rid]
+            assert stream.end is None
+            stream.take_result(result.start, result.values)
         values = unpack_i64(message.columns)
         columns = [m.TokenEntry(*triple[:2], triple[2:]) for triple in zip(values[0::3], values[1::3], values[2::3])]
         for entry in (*message.entries, *columns):

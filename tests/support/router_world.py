@@ -96,7 +96,8 @@ class World:
 
     def generate(self, name: bytes = b"a", req: int = 1, **changes: Any) -> None:
         fields: dict[str, Any] = {"text": None, "token_ids": pack_i32([65, 66]), "messages": None, "model": None}
-        self.client(name, m.Generate(req=req, params=SamplingParams(max_tokens=50), **(fields | changes)), self.now)
+        fields["params"] = SamplingParams(max_tokens=50)
+        self.client(name, m.Generate(req=req, **(fields | changes)), self.now)
 
     def stream(self, name: bytes = b"a", req: int = 1, rid: int = 500) -> None:
         """A request that has come as far as streaming."""

@@ -28,8 +28,11 @@ from llmos.protocol.messages.client import (
     Continue,
     Detokenize,
     Detokenized,
+    Embed,
+    Embedded,
     Finished,
     Generate,
+    PromptLogprobs,
     Spawn,
     Spawned,
     Tokenize,
@@ -87,6 +90,7 @@ from llmos.protocol.messages.measures import (
     MeasuresReply,
 )
 from llmos.protocol.messages.sequences import (
+    ResultEntry,
     SeqAccepted,
     SeqAck,
     SeqAppend,
@@ -109,6 +113,7 @@ from llmos.protocol.messages.steps import (
     ExecutorWelcome,
     RowAdd,
     RowLogprobs,
+    RowResult,
     StepPlan,
     StepResult,
 )
@@ -177,10 +182,21 @@ ControlAnswer = (
     | MeasuresReply
 )
 ClientToGateway = (
-    Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | ControlVerb
+    Hello | Generate | Spawn | Append | Continue | Attach | Ack | Cancel | Tokenize | Detokenize | Embed | ControlVerb
 )
 GatewayToClient = (
-    Welcome | Error | Accepted | Tokens | Finished | Spawned | Appended | Tokenized | Detokenized | ControlAnswer
+    Welcome
+    | Error
+    | Accepted
+    | Tokens
+    | Finished
+    | Spawned
+    | Appended
+    | Tokenized
+    | Detokenized
+    | Embedded
+    | PromptLogprobs
+    | ControlAnswer
 )
 GatewayToTokenizer = Hello | ModelInfoGet | Encode | DecodeOpen | DecodeStep | DecodeClose | Render
 TokenizerToGateway = Welcome | Error | ModelInfoList | Encoded | Decoded | Rendered
@@ -251,6 +267,8 @@ __all__ = [
     "Done",
     "Drain",
     "Draining",
+    "Embed",
+    "Embedded",
     "Encode",
     "Encoded",
     "EndedRow",
@@ -289,6 +307,7 @@ __all__ = [
     "ModelsReply",
     "Nice",
     "Part",
+    "PromptLogprobs",
     "PsGet",
     "PsReply",
     "RecordWrite",
@@ -296,9 +315,11 @@ __all__ = [
     "Render",
     "Rendered",
     "RestartService",
+    "ResultEntry",
     "Resume",
     "RowAdd",
     "RowLogprobs",
+    "RowResult",
     "SamplingParams",
     "SeqAccepted",
     "SeqAck",

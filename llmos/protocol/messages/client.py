@@ -182,6 +182,48 @@ class Attach(Message, tag=23, frozen=True):
     offset: int = 0
 
 
+class Embed(Message, tag=24, frozen=True):
+    """Client -> gateway: what an encoder model makes of a text: its embedding, or the scores of its classes. Exactly one of `text`,
+    `token_ids`. The answer is `Embedded`.
+
+    `second`: another text that is read together with `text`, for models that judge pairs. `truncate`: a text that is too long is cut
+    instead of refused. The others as in `Generate`.
+    """
+
+    req: int
+    model: str | None
+    text: str | None
+    token_ids: bytes | None = None
+    second: str | None = None
+    truncate: bool = False
+    client_request_id: str | None = None
+    nice: int = 0
+    deadline_ms: float | None = None
+    parent: int | None = None
+    after: tuple[int, ...] = ()
+
+
+class Embedded(Message, tag=25, frozen=True):
+    """`values`: float32[n]. `labels`: what each number stands for, if the model has names for classes."""
+
+    req: int
+    rid: int
+    model: str
+    values: bytes
+    labels: tuple[str, ...]
+    usage: Usage
+
+
+class PromptLogprobs(Message, tag=26, frozen=True):
+    """Gateway -> client, to who asked for `prompt_logprobs`: records of the prompt's tokens from `start` on, each with `top` best ones;
+    before the first `Tokens`. Section 3.6 has their form. An `Attach` gets all of them again."""
+
+    req: int
+    start: int
+    top: int
+    values: bytes
+
+
 class Detokenize(Message, tag=30, frozen=True):
     """Client -> gateway: token ids (int32[n]) back to text."""
 

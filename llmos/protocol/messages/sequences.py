@@ -8,7 +8,9 @@ from llmos.protocol.params import SamplingParams
 
 
 class SeqSubmit(Message, tag=60, frozen=True):
-    """Gateway -> microkernel. `params` are complete (no None but seed, max_tokens, logprobs); stop_token_ids include the model's own."""
+    """Gateway -> microkernel. `params` are complete (no None but seed, max_tokens, logprobs, prompt_logprobs); stop_token_ids include
+    the model's own. `second_at`: -1 = it generates; else it is a text for an encoder, whose second part begins at that token, 0 = it has
+    none."""
 
     req: int
     model: str
@@ -20,6 +22,7 @@ class SeqSubmit(Message, tag=60, frozen=True):
     deadline_ms: float | None = None
     parent: int | None = None
     after: tuple[int, ...] = ()
+    second_at: int = -1
 
 
 class SeqAccepted(Message, tag=61, frozen=True):
@@ -38,6 +41,15 @@ class TokenEntry(Part, frozen=True):
     logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
+class ResultEntry(Part, frozen=True):
+    """What was computed for a sequence beside tokens. Of a text that was encoded: its vector, float32[n], `start` 0. Of a prompt whose
+    log-probabilities were asked for: their records from token `start` on (section 3.6)."""
+
+    rid: int
+    start: int
+    values: bytes
+
+
 class SeqEnd(Part, frozen=True):
     """The end of a sequence's output. A sequence that is not open has ended with it."""
 
@@ -47,7 +59,8 @@ class SeqEnd(Part, frozen=True):
 
 
 class SeqTokens(Message, tag=62, frozen=True):
-    """Microkernel -> gateway: everything that one step committed for this gateway's sequences, and the sequences that ended.
+    """Microkernel -> gateway: everything that one step committed for this gateway's sequences, and the sequences that ended. Of one
+    sequence `results` come before tokens, and tokens before the end.
 
     `columns`: int64[n,3] (rid, offset, token) for sequences that did not ask for log-probabilities; the others are in `entries`.
     """
@@ -55,6 +68,7 @@ class SeqTokens(Message, tag=62, frozen=True):
     entries: tuple[TokenEntry, ...]
     ends: tuple[SeqEnd, ...]
     columns: bytes = b""
+    results: tuple[ResultEntry, ...] = ()
 
 
 class SeqCancel(Message, tag=63, frozen=True):
@@ -136,7 +150,8 @@ class SeqAttach(Message, tag=70, frozen=True):
 
 class SeqAttached(Message, tag=71, frozen=True):
     """`output`: int32[n], the output so far; what follows has offsets from n on. `params`: how it is made (None: it never generated).
-    `end`: it has ended already, or an open sequence is at rest; nothing follows then."""
+    `end`: it has ended already, or an open sequence is at rest; nothing follows then. `result`: what was computed beside tokens so far, as
+    in `ResultEntry` from 0 on."""
 
     req: int
     rid: int
@@ -145,6 +160,7 @@ class SeqAttached(Message, tag=71, frozen=True):
     params: SamplingParams | None
     output: bytes
     end: SeqEnd | None = None
+    result: bytes = b""
 
 
 class SeqDetach(Message, tag=72, frozen=True):

@@ -11,6 +11,7 @@ class ExecutorReady(Message, tag=100, frozen=True):
     """Executor -> microkernel after weights are loaded: what it measured. Pages are all free; old generations are void.
 
     `host_pages`: pages of host memory for swapping. `swap_us`: time to copy one page there or back, in a batch of many.
+    `output_size`: 0 = it generates tokens; else it is an encoder, which gives so many numbers for a text.
     """
 
     model: str
@@ -24,6 +25,7 @@ class ExecutorReady(Message, tag=100, frozen=True):
     device: str
     host_pages: int = 0
     swap_us: float = 0.0
+    output_size: int = 0
 
 
 class ExecutorWelcome(Message, tag=101, frozen=True):
@@ -36,7 +38,7 @@ class RowAdd(Part, frozen=True):
     """A sequence enters the executor's row table whole; later plans only send differences.
 
     `tokens`: int32[n], prompt and committed output; the first `prompt_len` are the prompt. `num_computed`: tokens whose KV is
-    already in `pages` (prefix-cache hit). `pages`: int32[], page table so far. `params.seed` is set.
+    already in `pages` (prefix-cache hit). `pages`: int32[], page table so far. `params.seed` is set. `second_at`: as in `SeqSubmit`.
     """
 
     row: int
@@ -46,6 +48,7 @@ class RowAdd(Part, frozen=True):
     num_computed: int
     pages: bytes
     params: SamplingParams
+    second_at: int = -1
 
 
 class StepPlan(Message, tag=102, frozen=True):
@@ -54,7 +57,8 @@ class StepPlan(Message, tag=102, frozen=True):
 
     swap_out: int32[n,2] (page, host page), swap_in: int32[n,2] (host page, page), copies: int32[n,2] (page, page), each from, to.
     row_frees: int32[n] rows. page_appends: int32[n,3] (row, index in page table, page).
-    prefill: int32[n,4] (row, start, length, sample): compute tokens [start, start+length); if sample is 1, sample the next token.
+    prefill: int32[n,4] (row, start, length, sample): compute tokens [start, start+length); if sample is 1, sample the next token. An
+    encoder gets a text whole, in one piece, and never samples.
     decode: int32[n] rows that each compute their newest token and sample the next one; None = the same rows as in the previous plan.
     """
 
@@ -76,6 +80,15 @@ class RowLogprobs(Part, frozen=True):
     logprobs: TokenLogprobs
 
 
+class RowResult(Part, frozen=True):
+    """As `ResultEntry`, for a row: its vector, or the records that its prefill made known. After tokens [start, start+length) of a prompt
+    were computed, these are those of the tokens start+1 .. start+length, as far as the prompt goes, and of token 0 if start is 0."""
+
+    row: int
+    start: int
+    values: bytes
+
+
 class StepResult(Message, tag=103, frozen=True):
     """samples: int32[n,3] (row, position, token); position counts from the start of the prompt. failed: int32[n,2] (row, FinishReason);
     a row that failed gives nothing more, whatever later plans ask of it, until it is freed.
@@ -88,3 +101,4 @@ class StepResult(Message, tag=103, frozen=True):
     failed: bytes
     busy_us: int
     idle_us: int
+    results: tuple[RowResult, ...] = ()

@@ -8,7 +8,8 @@ from llmos.protocol.params import SamplingParams
 
 
 class ModelInfo(Part, frozen=True):
-    """What a gateway must know of a model. `defaults` are the model's own generation settings."""
+    """What a gateway must know of a model. `defaults` are the model's own generation settings. `task`: what it is for: generate, embed or
+    classify. `labels`: names of the classes, if it classifies and has some."""
 
     model: str
     vocab_size: int
@@ -16,6 +17,8 @@ class ModelInfo(Part, frozen=True):
     eos_token_ids: tuple[int, ...]
     has_chat_template: bool
     defaults: SamplingParams
+    task: str = "generate"
+    labels: tuple[str, ...] = ()
 
 
 class ModelInfoGet(Message, tag=40, frozen=True):
@@ -29,7 +32,8 @@ class ModelInfoList(Message, tag=41, frozen=True):
 
 class Encode(Message, tag=42, frozen=True):
     """Exactly one of `text`, `messages`. `pieces`: also return each token as text. `continues`: the text goes on from other tokens, so
-    nothing is put in front of it."""
+    nothing is put in front of it. `second`: a text that is read together with the first. `truncate`: cut what is longer than the model's
+    context."""
 
     req: int
     model: str
@@ -37,12 +41,17 @@ class Encode(Message, tag=42, frozen=True):
     messages: tuple[ChatMessage, ...] | None
     pieces: bool = False
     continues: bool = False
+    second: str | None = None
+    truncate: bool = False
 
 
 class Encoded(Message, tag=43, frozen=True):
+    """`second_at`: where the second text begins, as the tokenizer marks it; 0 = there is none, or it is not marked."""
+
     req: int
     token_ids: bytes
     pieces: tuple[str, ...] = ()
+    second_at: int = 0
 
 
 class DecodeOpen(Message, tag=44, frozen=True):

@@ -43,7 +43,7 @@ class CompletionRequest(Sampling, kw_only=True):
     """POST /v1/completions. `prompt`: a text, a list of texts, token ids, or a list of lists of token ids."""
 
     prompt: str | list[str | int | list[int]]
-    max_tokens: Annotated[int, Meta(ge=1, le=limits.MAX_TOKENS)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=limits.MAX_TOKENS)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=limits.MAX_LOGPROBS)] | None = None
 
@@ -51,11 +51,15 @@ class CompletionRequest(Sampling, kw_only=True):
 async def completions(call: Call) -> ASGIApp:
     body = await read_body(call.request, call.site.max_body)
     asked, idle = decode(body, CompletionRequest, REFUSED, WITHOUT_EFFECT)
-    if asked.echo and asked.logprobs is not None:
-        raise unsupported("echo", "with logprobs it asks for the prompt's log-probabilities, which are to come")
+    scores = asked.logprobs if asked.echo else None
+    if scores is not None and asked.stream:
+        raise unsupported("echo", "the prompt's log-probabilities (echo with logprobs) do not come as a stream")
+    max_tokens = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     prompts = _prompts(asked.prompt)
     samples = asked.n or 1
-    params = sampling_params(asked, asked.max_tokens or DEFAULT_MAX_TOKENS, asked.logprobs)
+    params = sampling_params(asked, max_tokens, asked.logprobs)
+    if scores is not None or not max_tokens:
+        params = msgspec.structs.replace(params, prompt_logprobs=scores or 0)
     wanted = wishes(call.request, asked.model, prompts, samples, params, nice_of(asked))
     resume = read_resume(call.request, len(wanted)) if asked.stream else Resume(int(time.time()))
     with named(names_of(asked)):
@@ -95,7 +99,8 @@ async def _text(call: Call, model: str | None, prompt: Wish) -> str:
 
 
 class TextAnswer(Answer):
-    """Its parts as /v1/completions has them. `echoed`: the text of each prompt, if it is to be repeated."""
+    """Its parts as /v1/completions has them. `echoed`: the text of each prompt, if it is to be repeated; with `logprobs` also those of
+    its tokens, before those of the output."""
 
     prefix = "cmpl"
     kind = "text_completion"
@@ -116,6 +121,12 @@ class TextAnswer(Answer):
     ) -> dict[str, Any]:
         found, output.chars = text_logprobs(ids, given, table, output.chars)
         return found
+
+    async def _whole_logprobs(self, whole: Collected) -> dict[str, Any] | None:
+        if self.with_logprobs and self.echoed:
+            whole.ids[:0] = [token for token, _ in whole.output.scored]
+            whole.logprobs[:0] = [logprobs for _, logprobs in whole.output.scored]
+        return await super()._whole_logprobs(whole)
 
     def choice(self, whole: Collected, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from llmos.services.gateway.http import (
     anthropic_messages,
+    encoders,
     native,
     openai_chat,
     openai_completions,
@@ -31,6 +32,10 @@ BODIES: dict[Endpoint, type] = {
     openai_responses.create: openai_responses.ResponseRequest,
     anthropic_messages.messages: anthropic_messages.MessagesRequest,
     anthropic_messages.count_tokens: anthropic_messages.Conversation,
+    encoders.embeddings: encoders.EmbeddingsRequest,
+    encoders.rerank: encoders.RerankRequest,
+    encoders.score: encoders.ScoreRequest,
+    encoders.classify: encoders.ClassifyRequest,
     tokens.tokenize: tokens.TokenizeRequest,
     tokens.detokenize: tokens.DetokenizeRequest,
     native.fork: native.ForkRequest,

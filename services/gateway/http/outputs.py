@@ -23,7 +23,18 @@ from msgspec import structs
 from llmos.codes import FinishReason
 from llmos.errors import ProtocolError, SequenceFailed
 from llmos.protocol.failures import typed
-from llmos.protocol.messages import Accepted, Attach, Error, Finished, Generate, Tokens, Usage
+from llmos.protocol.messages import (
+    Accepted,
+    Attach,
+    Error,
+    Finished,
+    Generate,
+    PromptLogprobs,
+    TokenLogprobs,
+    Tokens,
+    Usage,
+)
+from llmos.protocol.prompt_logprobs import unpack_records
 from llmos.services.gateway.http.sessions import Session
 
 ACK_EVERY_TOKENS = 256  # as our SDK does
@@ -41,7 +52,8 @@ class Place:
 
 @dataclass(slots=True)
 class Output:
-    """One of them, as it is now. `upto`: how many of its tokens were taken; `chars`: of text, in `logprobs` of events."""
+    """One of them, as it is now. `upto`: how many of its tokens were taken; `chars`: of text, in `logprobs` of events. `scored`: tokens of
+    the prompt with their log-probabilities, if they were asked for; of the first one there is none."""
 
     index: int
     wanted: Generate
@@ -53,6 +65,7 @@ class Output:
     upto: int = 0
     chars: int = 0
     acked: int = 0
+    scored: list[tuple[int, TokenLogprobs | None]] = field(default_factory=list)
     usage: Usage | None = None
     reason: FinishReason | None = None
     stop_string: str | None = None
@@ -169,11 +182,18 @@ class Outputs:
         if isinstance(message, Accepted):
             output.rid, output.model, output.prompt_tokens = message.rid, message.model, message.prompt_tokens
             self._unaccepted -= 1
+        elif isinstance(message, PromptLogprobs):
+            self._scores(output, message)
         else:
             self._arrived.append((output, message))
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _scores(self, output: Output, message: PromptLogprobs) -> None:
+        found = list(unpack_records(message.values, message.top))
+        for token, logprobs in found[len(output.scored) - message.start :]:
+            output.scored.append((token, logprobs if output.scored else None))
 
     async def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         self._waiter = loop.create_future()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-disable_created_metrics()  # a second series for each, of when it began, that nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of when it began, that nobody reads
 
 
 class HttpMetrics:

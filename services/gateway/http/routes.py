@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmos.services.gateway.http import (
     anthropic_messages,
+    encoders,
     health,
     metrics,
     native,
@@ -15,6 +16,7 @@ from llmos.services.gateway.http import (
     openai_responses,
     openapi,
     page_door,
+    page_files,
     tokens,
 )
 from llmos.services.gateway.http.context import Endpoint
@@ -32,6 +34,8 @@ class Route:
 
 _SEQUENCE = "/llmos/v1/sequences/{rid:int}"
 ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", page_files.page, is_open=True),
+    Route("GET", "/page/{name}", page_files.page_file, is_open=True),
     Route("GET", "/livez", health.livez, is_open=True),
     Route("GET", "/readyz", health.readyz, is_open=True),
     Route("GET", "/progressz", health.progressz),
@@ -43,6 +47,13 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models/{name:path}", openai_models.get_model),
     Route("POST", "/v1/chat/completions", openai_chat.chat_completions),
     Route("POST", "/v1/completions", openai_completions.completions),
+    Route("POST", "/v1/embeddings", encoders.embeddings),
+    Route("POST", "/rerank", encoders.rerank),
+    Route("POST", "/v1/rerank", encoders.rerank),
+    Route("POST", "/score", encoders.score),
+    Route("POST", "/v1/score", encoders.score),
+    Route("POST", "/classify", encoders.classify),
+    Route("POST", "/v1/classify", encoders.classify),
     Route("POST", "/v1/responses", openai_responses.create),
     Route("GET", "/v1/responses/{name}", openai_responses.retrieve),
     Route("POST", "/v1/responses/{name}/cancel", openai_responses.cancel),

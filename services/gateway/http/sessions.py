@@ -19,7 +19,7 @@ from llmos.keys.ring import KeyRing
 from llmos.ports.core import Peer
 from llmos.ports.endpoint import RunDir
 from llmos.protocol.failures import error_message, typed
-from llmos.protocol.messages import Accepted, Ack, Cancel, ControlVerb, Error, Message, Tokens
+from llmos.protocol.messages import Accepted, Ack, Cancel, ControlVerb, Error, Message, PromptLogprobs, Tokens
 from llmos.services.gateway.audit import AuditLog
 from llmos.services.gateway.clients import Client
 from llmos.services.gateway.core import TICK_S, GatewayCore
@@ -105,7 +105,7 @@ class Session:
 
 def _goes_on(message: Message) -> bool:
     """Does more come for the same request?"""
-    return isinstance(message, (Tokens, Accepted))
+    return isinstance(message, (Tokens, Accepted, PromptLogprobs))
 
 
 class Sessions:

@@ -19,9 +19,10 @@ from llmos.keys.secret import Secret
 from llmos.services.gateway.http.openapi import make_document
 from llmos.services.gateway.http.routes import ROUTES, Route
 
-OPEN = {"/livez", "/readyz", "/open"}
+OPEN = {"/", "/page/{name}", "/livez", "/readyz", "/open"}
 NEEDS_INSPECT = {
     "/progressz",
+    "/metrics",
     "/llmos/v1/sequences",
     "/llmos/v1/sequences/{rid:int}/explain",
     "/llmos/v1/status",

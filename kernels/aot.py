@@ -1,0 +1,119 @@
+"""Compile every kernel variant for GPUs that are not here, and compare what they need with a recorded table.
+
+`python -P -m llmos.kernels.aot` compiles all variants for sm_80, sm_90 and sm_100 and says what has grown beyond `aot_table.json`;
+`--write` records what is found. Registers, stack (where spilled registers go) and shared memory are read from the machine code with the
+tools that come with Triton. It needs its own process without TRITON_INTERPRET, which changes what a kernel is. Nothing here is a speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from llmos.kernels.variants import Variant
+
+ARCHITECTURES = (80, 90, 100)
+TABLE = Path(__file__).with_name("aot_table.json")
+# Another version of Triton than the recorded one may need this much more.
+_SLACK = {"registers": 48, "stack": 64, "shared": 4096}
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+Needs = dict[str, int]
+
+
+def all_variants() -> Iterator[Variant]:
+    """Of every module of this package that has `variants`."""
+    names = [found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    for name in sorted(names):
+        module = importlib.import_module(f"llmos.kernels.{name}")
+        yield from getattr(module, "variants", tuple)()
+
+
+def compile_variant(variant: Variant, architecture: int) -> Needs:
+    """Machine code for one variant: registers per thread, bytes of stack per thread, bytes of shared memory per program."""
+    source = ASTSource(variant.kernel, variant.signature(), variant.constants, variant.attributes())
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": False}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        done = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    registers, stack = (max(map(int, re.findall(rf"{what}:(\d+)", done.stdout))) for what in ("REG", "STACK"))
+    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared}
+
+
+def compare(name: str, architecture: int, needs: Needs, table: dict[str, Any]) -> list[str]:
+    """What exceeds the table, in words."""
+    recorded = table["variants"].get(name, {}).get(str(architecture))
+    if recorded is None:
+        return [f"{name} sm_{architecture}: not in {TABLE.name}; run this with --write"]
+    slack = {key: 0 if table["triton"] == triton.__version__ else _SLACK[key] for key in _SLACK}
+    return [
+        f"{name} sm_{architecture}: {key} {needs[key]}, recorded {recorded[key]}"
+        for key in needs
+        if needs[key] > recorded[key] + slack[key]
+    ]
+
+
+def run(variants: Iterable[Variant], architectures: Iterable[int]) -> tuple[dict[str, dict[str, Needs]], list[str]]:
+    """{variant: {architecture: needs}} and what exceeds the table."""
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"triton": "", "variants": {}}
+    found: dict[str, dict[str, Needs]] = {}
+    exceeding: list[str] = []
+    for variant in variants:
+        for architecture in architectures:
+            started = time.monotonic()
+            needs = compile_variant(variant, architecture)
+            found.setdefault(variant.name, {})[str(architecture)] = needs
+            exceeding += compare(variant.name, architecture, needs, table)
+            text = ", ".join(f"{value} {key}" for key, value in needs.items())
+            print(f"{variant.name} sm_{architecture}: {text} ({time.monotonic() - started:.1f} s)", flush=True)
+    return found, exceeding
+
+
+def write(found: dict[str, dict[str, Needs]], *, whole: bool) -> None:
+    """Record what was found; a part of the variants replaces only itself."""
+    kept = {} if whole else json.loads(TABLE.read_text())["variants"] if TABLE.exists() else {}
+    kept.update({name: {**({} if whole else kept.get(name, {})), **needs} for name, needs in found.items()})
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
+    TABLE.write_text(f'{{"triton": {json.dumps(triton.__version__)}, "variants": {{\n{lines}\n}}}}\n')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, 90 for sm_90")
+    parser.add_argument("--only", default="", help="regular expression that variant names must match")
+    parser.add_argument("--write", action="store_true", help=f"record the results in {TABLE.name}")
+    parser.add_argument("--list", action="store_true", help="print the variants' names and compile nothing")
+    args = parser.parse_args()
+    chosen = [variant for variant in all_variants() if re.search(args.only, variant.name)]
+    if args.list:
+        print(*(variant.name for variant in chosen), sep="\n")
+        return 0
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        found, exceeding = run(chosen, args.arch)
+    if args.write:
+        write(found, whole=not args.only and tuple(args.arch) == ARCHITECTURES)
+        return 0
+    print(*exceeding, sep="\n", file=sys.stderr)
+    return 1 if exceeding else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Encoder models: a text in, one vector out."""
