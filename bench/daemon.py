@@ -28,6 +28,7 @@ name = "bench"
 path = "{model}"
 backend = "{backend}"
 threads = {threads}
+weights = "{weights}"
 
 [http]
 enabled = false
@@ -41,7 +42,14 @@ class Daemon:
     """`with Daemon(...) as daemon:` gives a serving llmosd at `daemon.run_dir`."""
 
     def __init__(
-        self, model: Path, *, threads: int, max_rows: int = 64, timeout_s: float = 180.0, backend: str = "cpu"
+        self,
+        model: Path,
+        *,
+        threads: int,
+        max_rows: int = 64,
+        timeout_s: float = 180.0,
+        backend: str = "cpu",
+        weights: str = "as_is",
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="llmos-"))
         self.run_dir = self._folder / "run"
@@ -49,6 +57,7 @@ class Daemon:
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[str] | None = None
         values = {"model": model, "state": self._folder / "state", "threads": threads, "max_rows": max_rows}
+        values["weights"] = weights
         self._config = self._folder / "llmosd.toml"
         self._config.write_text(CONFIG.format(timeout=timeout_s, backend=backend, **values))
 
