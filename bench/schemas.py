@@ -13,7 +13,7 @@ _PATTERNS = (
     "^[a-z]{1,8}$",
     r"^\d{3}-\d{2}$",
     "^(red|green|blue)$",
-    "^[A-Z][a-z]*( [A-Z][a-z]*)?$",
+    "^[A-Z][a-z]{1,5}( [A-Z][a-z]{1,5})?$",
     "^x?y+z{2,4}$",
     r"^\w{2,6}$",
 )
@@ -89,7 +89,11 @@ class _Maker:
     def number(self) -> Schema:
         low = self.rng.randint(-50, 50)
         kind = ("minimum", "maximum") if self.rng.random() < 0.5 else ("exclusiveMinimum", "exclusiveMaximum")
-        return {"type": "number", kind[0]: low, kind[1]: low + self.rng.randint(1, 90) + 0.5}
+        return {"type": "number", kind[0]: low, kind[1]: low + self.rng.randint(1, 90) + 0.5, **self.step()}
+
+    def step(self) -> Schema:
+        """Mostly a few digits are enough: without a step a number may have any number of them."""
+        return {"multipleOf": self.rng.choice((0.5, 0.25))} if self.rng.random() < 0.8 else {}
 
     def listed(self) -> Schema:
         values = [None, True, 0, -7, 2.5, "", "yes", "no", "a longer text", [1, "two"], {"k": None}, "é末\n"]
@@ -105,7 +109,7 @@ class _Maker:
             "required": rng.sample(names, rng.randint(1, len(names))),
             "additionalProperties": False,
         }
-        if rng.random() < 0.15:
+        if rng.random() < 0.05:
             found["additionalProperties"] = self.leaf()
         if rng.random() < 0.2:
             found |= {"title": "T", "description": "told to people only", "$comment": "so is this"}

@@ -9,6 +9,7 @@ from typing import Any
 from llmos.client.checked import utf8_size
 from llmos.errors import InvalidRequest
 from llmos.protocol.messages import ChatMessage, Tool, ToolCall
+from llmos.tools import CallArguments, CallBegin, CallParser, TextPiece, call_id
 
 _KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
 
@@ -43,6 +44,23 @@ def parse_tools(tools: Any) -> tuple[Tool, ...]:
     if isinstance(tools, str | Mapping) or not isinstance(tools, Iterable):
         raise InvalidRequest(f"tools: expected a list, got {type(tools).__name__}", field="tools")
     return tuple(_tool(f"tools[{at}]", tool) for at, tool in enumerate(tools))
+
+
+def split_calls(family: str, text: str, rid: int) -> tuple[str, tuple[ToolCall, ...]]:
+    """(the text without calls, the calls that are complete) of an answer of sequence `rid`."""
+    parser = CallParser(family)
+    said, calls = "", []
+    name = arguments = ""
+    for event in parser.push(text) + parser.finish():
+        if isinstance(event, TextPiece):
+            said += event.text
+        elif isinstance(event, CallBegin):
+            name, arguments = event.name, ""
+        elif isinstance(event, CallArguments):
+            arguments += event.text
+        elif event.is_complete:
+            calls.append(ToolCall(name, arguments, call_id(rid, event.index)))
+    return said, tuple(calls)
 
 
 def _tool(where: str, tool: Any) -> Tool:

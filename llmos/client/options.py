@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypedDict
 
-from llmos.protocol.messages import ChatMessage
+from llmos.protocol.messages import ChatMessage, Tool
 from llmos.protocol.params import Grammar, SamplingParams
 
 
@@ -26,7 +26,7 @@ class HasSchema(Protocol):
     def model_json_schema(self) -> dict[str, Any]: ...
 
 
-ChatLike = ChatMessage | Mapping[str, str]
+ChatLike = ChatMessage | Mapping[str, Any]
 PromptLike = str | Sequence[int] | Sequence[ChatLike]
 TokensLike = str | Sequence[int]
 SequenceLike = int | HasRid
@@ -100,4 +100,9 @@ class ScoringOptions(SpawnOptions, total=False):
 
 
 class GenerateOptions(OutputOptions, SpawnOptions, total=False):
-    pass
+    """`tools`: functions that the model may call, as `Tool`s or as dicts in OpenAI's form; a chat only. `tool_choice`: "auto", "none",
+    "required" or "function:NAME". `parallel_tool_calls` False: a required call is the only one."""
+
+    tools: Iterable[Tool | Mapping[str, Any]]
+    tool_choice: str
+    parallel_tool_calls: bool

@@ -26,24 +26,19 @@ def adjust_logits(logits: Tensor, rows: Ints, which: list[int], table: RowTable,
         output = tokens[table.prompt_len[row] :]
         _penalize(adjusted[i], params, tokens, output)
         _bias(adjusted[i], params)
-        too_early = len(output) < params.min_tokens
         if masks is not None and params.grammar is not None:
-            _mask(adjusted[i], masks.of(row), params.stop_token_ids if too_early else ())
-        elif too_early:
+            _mask(adjusted[i], masks.of(row))
+        elif len(output) < params.min_tokens:
             adjusted[i, _inside(params.stop_token_ids, logits.shape[1])] = float("-inf")
     return adjusted
 
 
-def _mask(logits: Tensor, mask: np.ndarray | None, unwanted: tuple[int, ...]) -> None:
-    """`mask` None: nothing is possible. `unwanted` tokens are possible only if nothing else is."""
+def _mask(logits: Tensor, mask: np.ndarray | None) -> None:
+    """`mask` None: nothing is possible."""
     if mask is None:
         logits.fill_(float("-inf"))
         return
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little", count=logits.shape[0])
-    if unwanted:
-        rest = bits.copy()
-        rest[_inside(unwanted, logits.shape[0]).numpy()] = 0
-        bits = rest if rest.any() else bits
     logits.masked_fill_(torch.from_numpy(bits) == 0, float("-inf"))
 
 

@@ -46,6 +46,10 @@ class Masks:
     def of(self, row: int) -> Words | None:
         return self._words.get(row)
 
+    def stacked(self) -> tuple[list[int], Words]:
+        """(rows, their words int32[rows, words]) for backends that want all of them in one piece."""
+        return list(self._words), np.stack(list(self._words.values())) if self._words else np.zeros((0, 0), np.int32)
+
 
 class PendingMasks:
     def __init__(self, jobs: dict[int, Future[Words | None]], patience_s: float, on_late: Callable[[], None]) -> None:
@@ -58,8 +62,16 @@ class PendingMasks:
         if late:
             log.error("%d grammars took longer than %.1f s for one token: given up", len(late), self._patience_s)
             self._on_late()
-        done = {row: job.result() for row, job in self._jobs.items() if job not in late}
+        done = {row: _result(job) for row, job in self._jobs.items() if job not in late}
         return Masks({row: words for row, words in done.items() if words is not None})
+
+
+def _result(job: Future[Words | None]) -> Words | None:
+    """None also if the library broke down over it, which may be the grammar's doing: that must not be everybody's end."""
+    if (problem := job.exception()) is not None:
+        log.error("a grammar broke down", exc_info=problem)
+        return None
+    return job.result()
 
 
 class Grammars:
@@ -134,7 +146,7 @@ class _Row:
             follower.follow(output)
             words = np.empty(self._num_words, dtype=np.int32)
             if follower.fill(words):
-                return words
+                return words if len(output) >= self._params.min_tokens else follower.without_stops(words)
             log.warning("a grammar allows nothing after %d tokens: %s", len(output), follower.problem or "dead end")
         except (LlmosError, ValueError) as error:
             log.warning("a grammar can not be followed: %s", error)

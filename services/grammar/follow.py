@@ -76,6 +76,13 @@ class Follower:
                 set_bit(mask, token, True)
         return bool(mask.any())
 
+    def without_stops(self, mask: Words) -> Words:
+        """The mask less stop tokens, if that leaves anything: before `min_tokens` an output ends only if it has to."""
+        rest = mask.copy()
+        for token in self._stops:
+            set_bit(rest, token, False)
+        return rest if rest.any() else mask
+
 
 def set_bit(mask: Words, token: int, value: bool) -> None:
     """Beyond the vocabulary there is nothing to set."""

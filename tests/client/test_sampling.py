@@ -29,7 +29,12 @@ def test_the_typed_options_are_the_fields() -> None:
     assert SpawnOptions.__optional_keys__ == placement | {"client_request_id"}
     assert OutputOptions.__optional_keys__ == Sampling.__optional_keys__ | {"deadline_s", "timeout_s"}
     assert SampleOptions.__optional_keys__ == OutputOptions.__optional_keys__ | placement
-    assert GenerateOptions.__optional_keys__ == SampleOptions.__optional_keys__ | {"client_request_id"}
+    assert GenerateOptions.__optional_keys__ == SampleOptions.__optional_keys__ | {
+        "client_request_id",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+    }
 
 
 BAD_PARAMS: list[tuple[dict[str, Any], str, str]] = [

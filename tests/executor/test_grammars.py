@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from demo_grammars import DEMO, compiled
 from plan_driver import PlanDriver
@@ -25,9 +26,9 @@ END = 1
 SCHEMA = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "maxLength": 12},
+        "name": {"type": "string", "maxLength": 6},
         "size": {"type": "integer", "minimum": 10, "maximum": 99},
-        "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 2, "maxItems": 3},
+        "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 2, "maxItems": 2},
     },
     "required": ["name", "size", "tags"],
     "additionalProperties": False,
@@ -44,10 +45,11 @@ def backend() -> CpuBackend:
 @pytest.fixture
 def driver(backend: CpuBackend) -> PlanDriver:
     backend.reset()
+    backend.grammars = grammars.Grammars.of_model(DEMO, 2048)
     return PlanDriver(backend)
 
 
-def held(driver: PlanDriver, grammar: Grammar | None = JSON, *, max_tokens: int = 45, **params):
+def held(driver: PlanDriver, grammar: Grammar | None = JSON, *, max_tokens: int = 60, **params):
     settings = {"temperature": 1.0, "stop_token_ids": (END,), "grammar": grammar}
     return driver.add(PROMPT, max_tokens, **settings | params)
 
@@ -82,7 +84,7 @@ def test_the_same_tokens_alone_in_company_preempted_swapped_and_forked(driver, b
     expected = alone.output
     assert END in expected
     for disturb_at in (1, 9):
-        seq, others = held(driver, seed=9), [held(driver, seed=20 + n) for n in range(3)]
+        seq, others = held(driver, seed=9), [held(driver, seed=20 + n) for n in range(1)]
         for _ in range(disturb_at):
             driver.step()
         driver.release(seq)
@@ -93,7 +95,7 @@ def test_the_same_tokens_alone_in_company_preempted_swapped_and_forked(driver, b
     for _ in range(8):
         driver.step()
     settings = {"temperature": 1.0, "stop_token_ids": (END,), "grammar": JSON}
-    same, other = driver.fork(parent, 45, seed=9, **settings), driver.fork(parent, 45, seed=10, **settings)
+    same, other = driver.fork(parent, 60, seed=9, **settings), driver.fork(parent, 60, seed=10, **settings)
     driver.run()
     assert parent.output == same.output == expected
     assert other.output[:8] == expected[:8]
@@ -103,7 +105,7 @@ def test_the_same_tokens_alone_in_company_preempted_swapped_and_forked(driver, b
 def test_another_executor_goes_on_with_the_same_tokens(driver):
     whole = held(driver, seed=5)
     driver.run()
-    for length in (0, 1, len(whole.output) // 2):
+    for length in (0, len(whole.output) // 2):
         driver.backend.grammars = grammars.Grammars.of_model(DEMO, 2048)
         resumed = held(driver, seed=5)
         resumed.tokens += whole.output[:length]
@@ -131,6 +133,21 @@ def test_a_grammar_that_fails_ends_its_row_alone(driver):
     assert good.failed is None
     assert free.failed is None
     jsonschema.validate(json.loads(text(good)), SCHEMA)
+
+
+def test_a_grammar_over_which_the_library_breaks_down_ends_its_row_alone(driver, monkeypatch):
+    original = grammars._Row.next
+
+    def break_down(self, output):
+        if self._params.seed == 666:
+            raise BaseException("PanicException")  # what a panic in Rust becomes
+        return original(self, output)
+
+    monkeypatch.setattr(grammars._Row, "next", break_down)
+    bad, good = held(driver, seed=666, max_tokens=3), held(driver, seed=1, max_tokens=3)
+    driver.run()
+    assert (bad.failed, bad.output) == (FinishReason.GRAMMAR_FAILED, [])
+    assert good.failed is None
 
 
 def test_a_grammar_that_hangs_is_given_up_and_others_go_on(driver, monkeypatch):
@@ -165,3 +182,25 @@ def test_without_grammars_nothing_is_loaded(driver):
     driver.run()
     assert len(seq.output) == 4
     assert driver.backend.grammars._threads is None
+
+
+def test_before_min_tokens_an_output_ends_only_if_it_has_to(driver):
+    long = held(driver, compiled("regex", "[a-z]{1,30}"), temperature=0.0, logit_bias=((END, 100.0),), min_tokens=6)
+    short = held(driver, compiled("regex", "[a-z]{1,30}"), temperature=0.0, logit_bias=((END, 100.0),))
+    has_to = held(driver, compiled("regex", "[0-9]{2}"), min_tokens=30)
+    driver.run()
+    assert long.output.index(END) == 6
+    assert short.output.index(END) == 1
+    assert has_to.output.index(END) <= 2
+
+
+def test_masks_in_one_piece_are_the_masks(driver):
+    first, second, _ = held(driver, seed=1), held(driver, compiled("regex", "[0-9]{4}")), held(driver, None)
+    driver.step()
+    table = driver.backend.rows
+    pending = driver.backend.grammars.begin(np.array([2, first.row, second.row]), table)
+    masks = pending.wait()
+    rows, words = masks.stacked()
+    assert sorted(rows) == sorted([first.row, second.row])
+    assert all((words[place] == masks.of(row)).all() for place, row in enumerate(rows))
+    assert words.shape == (2, 64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cpu_reference import TOLERANCE, open_cpu, open_poisoned, prompt, saved_model
+from device_reference import open_device, open_poisoned_device
 from small_models import SMALL
 
 from llmos.codes import FinishReason
@@ -63,6 +64,21 @@ def test_equal_to_transformers_however_it_is_cut(kind, chunk, monkeypatch):
     backend = open_cpu(directory)
     check(model, prompt(40), 3, score(backend, prompt(40), 3, chunk))
     check(model, prompt(40), 0, score(backend, prompt(40), 0, chunk, sample=True))
+
+
+@pytest.mark.parametrize("chunk", [1000, 7])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_device_backend_gives_the_same(chunk, deterministic):
+    model, directory = saved_model("qwen3")
+    backend = open_device(directory, max_rows=4, dtype="float32", deterministic=deterministic)
+    check(model, prompt(40), 3, score(backend, prompt(40), 3, chunk))
+    check(model, prompt(40), 0, score(backend, prompt(40), 0, chunk, sample=True))
+    bad = open_poisoned_device(saved_model("llama-tied")[1])
+    params = SamplingParams(seed=0, prompt_logprobs=0)
+    add = RowAdd(3, 1, pack_i32([1, 7, 2]), 3, 0, pack_i32([0]), params)
+    output = bad.execute(StepPlan(1, 1, b"", (add,), b"", pack_i32([3, 0, 3, 0]), b""))
+    assert list(unpack_i32(output.failed)) == [3, FinishReason.NUMERICAL_ERROR]
+    assert output.results == ()
 
 
 def test_what_was_generated_is_not_scored_again():

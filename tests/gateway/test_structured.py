@@ -31,7 +31,7 @@ def test_text_and_grammar_are_asked_for_together() -> None:
     world = World()
     world.client(b"a", m.Generate(1, None, "hi", None, None, PARAMS))
     assert world.text == [m.Encode(1, "echo", "hi", None, grammar=WISH)]
-    world.router.on_text(m.Encoded(1, pack_i32([104, 105]), (), MADE), 0.0)
+    world.router.on_text(m.Encoded(1, pack_i32([104, 105]), grammar=MADE), 0.0)
     assert submitted(world).params.grammar == MADE
     assert submitted(world).prompt == pack_i32([104, 105])
 
@@ -44,7 +44,7 @@ def test_token_ids_wait_for_their_grammar_and_a_tokenizer_that_dies_is_asked_aga
     world.router.on_text_down(0.0)
     world.router.on_text_up(0.0)
     assert world.text == [m.Encode(1, "echo", None, None, grammar=WISH)] * 2
-    world.router.on_text(m.Encoded(1, b"", (), MADE), 0.0)
+    world.router.on_text(m.Encoded(1, b"", grammar=MADE), 0.0)
     assert submitted(world).prompt == pack_i32([7, 8])
     assert submitted(world).params.grammar == MADE
 
@@ -53,7 +53,7 @@ def test_a_turn_of_an_open_sequence_waits_for_its_grammar() -> None:
     world = World()
     world.client(b"a", m.Continue(1, 500, "echo", PARAMS))
     assert world.text == [m.Encode(1, "echo", None, None, grammar=WISH)]
-    world.router.on_text(m.Encoded(1, b"", (), MADE), 0.0)
+    world.router.on_text(m.Encoded(1, b"", grammar=MADE), 0.0)
     assert world.kernel == [m.Stat(1, 500, None)]
     world.measured(1)
     (asked,) = world.kernel[1:]
@@ -73,7 +73,7 @@ def test_a_turn_that_is_cancelled_while_its_grammar_is_compiled() -> None:
     world.client(b"a", m.Cancel(1))
     (answer,) = world.listener.sent[b"a"]
     assert (answer.reason, answer.rid) == (FinishReason.CANCELLED, 500)
-    world.router.on_text(m.Encoded(1, b"", (), MADE), 0.0)
+    world.router.on_text(m.Encoded(1, b"", grammar=MADE), 0.0)
     assert world.kernel == []
 
 
@@ -134,7 +134,7 @@ def test_tools_go_into_the_prompt_and_a_choice_becomes_a_grammar(choice: str) ->
     assert (grammar is not None) == (choice in ("required", "function:sub"))
     if grammar is not None:
         assert (r"\"add\"" in grammar.text, r"\"sub\"" in grammar.text) == (choice == "required", True)
-    world.router.on_text(m.Encoded(1, pack_i32([1]), (), grammar), 0.0)
+    world.router.on_text(m.Encoded(1, pack_i32([1]), grammar=grammar), 0.0)
     world.from_kernel(m.SeqAccepted(1, 500))
     (accepted,) = world.listener.sent[b"a"]
     assert accepted == m.Accepted(1, 500, "echo", 1, None if choice == "none" else "hermes")

@@ -36,12 +36,13 @@ from llmos.services.executor.cuda.kv_pool import KVPool
 from llmos.services.executor.cuda.model import DeviceModel
 from llmos.services.executor.cuda.operations import Context, open_operations
 from llmos.services.executor.cuda.products import choose_product
-from llmos.services.executor.cuda.results import PendingStep, ResultSlot
+from llmos.services.executor.cuda.results import PendingStep, ResultSlot, ScoreSlot
 from llmos.services.executor.cuda.row_diff import RowDiff
 from llmos.services.executor.cuda.tables import position_table, row_table_for
 from llmos.services.executor.cuda.workspace import Workspace
 from llmos.services.executor.models.decoder import Decoder
 from llmos.services.executor.page_moves import PageMoves, read_moves
+from llmos.services.executor.prompt_scores import wanted_scores
 from llmos.services.executor.rows import RowTable, Work
 
 if TYPE_CHECKING:
@@ -123,11 +124,16 @@ class CudaBackend:
         logprobs = columns.logprobs[sampling]
         adjust, report = bool(columns.special[sampling].any()), bool((logprobs >= 0).any())
         result = self._slots[slot]
+        wanted = wanted_scores(work.decode.size, work.chunks, self.rows)
+        scores = [ScoreSlot(self.device, each, int(self.rows.life[each.row])) for each in wanted]
         with fatal_errors():
             self.device.run(
-                torch.inference_mode()(lambda: self._compute(moves, work, shape, upload, result, adjust, report))
+                torch.inference_mode()(
+                    lambda: self._compute(moves, work, shape, upload, result, adjust, report, scores)
+                )
             )
-            step = PendingStep(result, self.device.mark(), sampling, logprobs, list(work.skipped))
+            mark = self.device.mark()
+        step = PendingStep(result, mark, sampling, self.rows.life[sampling], logprobs, list(work.skipped), scores)
         self.rows.computed_to(work)
         self.rows.length[sampling] += 1
         self._in_flight.append(step)
@@ -146,8 +152,8 @@ class CudaBackend:
             self._in_flight[0].mark.wait()
         step = self._in_flight.popleft()
         output, bad = step.output()
-        if bad:
-            self._note_failed(bad)
+        for row in bad:
+            self._note_failed(row, step.life_of(row))
         return output
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -156,11 +162,13 @@ class CudaBackend:
         self.submit(plan)
         return self.collect()
 
-    def _note_failed(self, bad: list[int]) -> None:
-        """Steps that were submitted since name the rows, too, and get nothing of them."""
-        self.rows.failed[bad] = True
+    def _note_failed(self, row: int, life: int) -> None:
+        """Steps that were submitted since may name the row, and get nothing of it; if another sequence has it by now, that is not it."""
+        if self.rows.life[row] == life:
+            self.rows.failed[row] = True
         for step in self._in_flight:
-            step.failed += [row for row in bad if row in step.rows]
+            if step.life_of(row) == life:
+                step.failed.append(row)
 
     def _compute(
         self,
@@ -171,6 +179,7 @@ class CudaBackend:
         result: ResultSlot,
         adjust: bool,
         report: bool,
+        scores: list[ScoreSlot],
     ) -> None:
         """Device work: a whole step."""
         self.pool.move(moves)
@@ -184,6 +193,8 @@ class CudaBackend:
             self.graphs.run(shape.num_decodes, adjust=adjust, report=report)
         if shape.num_samples:
             result.fetch(self.work, self.ops, shape.num_samples, report=report)
+        for score in scores:
+            self.model.score(score)
 
 
 def check_limits(limits: Limits) -> None:

@@ -20,12 +20,13 @@ from llmos.services.executor.backend import StepOutput
 from llmos.services.executor.cuda.device import Device, Mark
 from llmos.services.executor.cuda.operations import MAX_TOP, Operations
 from llmos.services.executor.cuda.workspace import Workspace
+from llmos.services.executor.prompt_scores import Wanted, finish_scores
 from llmos.services.executor.rows import Ints
 
 if TYPE_CHECKING:
     from llmos.protocol.messages import RowLogprobs
 
-_ROW, _POSITION, _TOKEN, _STATE = range(4)
+_ROW, _, _, _STATE = range(4)
 
 
 class ResultSlot:
@@ -46,27 +47,52 @@ class ResultSlot:
             target[:count].copy_(source[:count], non_blocking=True)
 
 
+class ScoreSlot:
+    """Pinned memory for the records of one chunk whose prompt is scored. Such a step allocates; it is never a steady one."""
+
+    def __init__(self, device: Device, wanted: Wanted, life: int) -> None:
+        self.wanted = wanted
+        self.life = life  # of the row
+        self.targets = device.pinned(len(wanted.targets), dtype=torch.int64)
+        self.targets.copy_(torch.from_numpy(wanted.targets))
+        self.records = device.pinned(len(wanted.targets), wanted.words, dtype=torch.int32)
+
+
 @dataclass(slots=True)
 class PendingStep:
-    """A submitted step. `rows` sample, in the order of the batch; `logprobs`: how many each wants, or -1. `failed`: named, but known to
-    have failed."""
+    """A submitted step. `rows` sample, in the order of the batch, in these `lives` of theirs; `logprobs`: how many each wants, or -1.
+    `failed`: named, but known to have failed. `scores`: of prompts that asked for them."""
 
     slot: ResultSlot
     mark: Mark
     rows: Ints
+    lives: Ints
     logprobs: Ints
     failed: list[int] = field(default_factory=list)
+    scores: list[ScoreSlot] = field(default_factory=list)
+
+    def life_of(self, row: int) -> int:
+        """Which life of a row it names; -1 if it does not."""
+        found = np.flatnonzero(self.rows == row)
+        if found.size:
+            return int(self.lives[found[0]])
+        return next((slot.life for slot in self.scores if slot.wanted.row == row), -1)
 
     def output(self) -> tuple[StepOutput, list[int]]:
         """The result, and the rows that failed in this step. Only after the mark."""
         count = len(self.rows)
         found: npt.NDArray[np.int32] = self.slot.results[:count].numpy()
-        bad = found[found[:, _STATE] == row_table.FAILED, _ROW].tolist()
-        sampled = (found[:, _ROW] >= 0) & (found[:, _STATE] != row_table.FAILED)
-        samples = np.ascontiguousarray(found[sampled][:, [_ROW, _POSITION, _TOKEN]]).astype("<i4").tobytes()
+        wrong = found[:, _STATE] == row_table.FAILED
+        bad = found[wrong, _ROW].tolist() if wrong.any() else []
+        sampled = (found[:, _ROW] >= 0) & ~wrong
+        # Row, position and token are the first three columns, as on the wire.
+        samples = (found if sampled.all() else found[sampled])[:, :_STATE].astype("<i4").tobytes()
+        scored = [slot for slot in self.scores if slot.wanted.row not in bad]
+        results, worse = finish_scores([slot.wanted for slot in scored], [slot.records.numpy() for slot in scored])
+        bad += worse
         failures = [value for row in (*self.failed, *bad) for value in (row, int(FinishReason.NUMERICAL_ERROR))]
         logprobs = self._logprobs(found, sampled) if (self.logprobs >= 0).any() else ()
-        return StepOutput(samples, logprobs, np.array(failures, "<i4").tobytes()), bad
+        return StepOutput(samples, logprobs, np.array(failures, "<i4").tobytes(), results), bad
 
     def _logprobs(self, found: npt.NDArray[np.int32], sampled: npt.NDArray[np.bool_]) -> tuple[RowLogprobs, ...]:
         from llmos.protocol.messages import RowLogprobs, TokenLogprobs
