@@ -128,6 +128,7 @@ class CudaBackend:
                 torch.inference_mode()(lambda: self._compute(moves, work, shape, upload, result, adjust, report))
             )
             step = PendingStep(result, self.device.mark(), sampling, logprobs, list(work.skipped))
+            step.refused = sampling[columns.has_grammar[sampling]]
         self.rows.computed_to(work)
         self.rows.length[sampling] += 1
         self._in_flight.append(step)

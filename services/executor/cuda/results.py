@@ -49,13 +49,14 @@ class ResultSlot:
 @dataclass(slots=True)
 class PendingStep:
     """A submitted step. `rows` sample, in the order of the batch; `logprobs`: how many each wants, or -1. `failed`: named, but known to
-    have failed."""
+    have failed. `refused`: their grammars can not be followed here yet; a token that ignores one must not pass for one that fits."""
 
     slot: ResultSlot
     mark: Mark
     rows: Ints
     logprobs: Ints
     failed: list[int] = field(default_factory=list)
+    refused: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def output(self) -> tuple[StepOutput, list[int]]:
         """The result, and the rows that failed in this step. Only after the mark."""
@@ -63,8 +64,13 @@ class PendingStep:
         found: npt.NDArray[np.int32] = self.slot.results[:count].numpy()
         bad = found[found[:, _STATE] == row_table.FAILED, _ROW].tolist()
         sampled = (found[:, _ROW] >= 0) & (found[:, _STATE] != row_table.FAILED)
+        if self.refused.size:
+            sampled &= ~np.isin(found[:, _ROW], self.refused)
         samples = np.ascontiguousarray(found[sampled][:, [_ROW, _POSITION, _TOKEN]]).astype("<i4").tobytes()
         failures = [value for row in (*self.failed, *bad) for value in (row, int(FinishReason.NUMERICAL_ERROR))]
+        stuck = [row for row in self.refused.tolist() if row not in self.failed and row not in bad]
+        failures += [value for row in stuck for value in (row, int(FinishReason.GRAMMAR_FAILED))]
+        bad += stuck
         logprobs = self._logprobs(found, sampled) if (self.logprobs >= 0).any() else ()
         return StepOutput(samples, logprobs, np.array(failures, "<i4").tobytes()), bad
 
