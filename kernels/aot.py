@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from triton.compiler import ASTSource
 
 from llmos.kernels.variants import Variant
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (90, 80, 100)
 TABLE = Path(__file__).with_name("aot_table.json")
 # Another version of Triton than the recorded one may need this much more.
 _SLACK = {"registers": 48, "stack": 64, "shared": 4096}
@@ -70,28 +71,34 @@ def compare(name: str, architecture: int, needs: Needs, table: dict[str, Any]) -
     ]
 
 
-def run(variants: Iterable[Variant], architectures: Iterable[int]) -> tuple[dict[str, dict[str, Needs]], list[str]]:
-    """{variant: {architecture: needs}} and what exceeds the table."""
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"triton": "", "variants": {}}
-    found: dict[str, dict[str, Needs]] = {}
-    exceeding: list[str] = []
-    for variant in variants:
-        for architecture in architectures:
-            started = time.monotonic()
-            needs = compile_variant(variant, architecture)
-            found.setdefault(variant.name, {})[str(architecture)] = needs
+def read_table() -> dict[str, Any]:
+    return json.loads(TABLE.read_text()) if TABLE.exists() else {"triton": "", "variants": {}}
+
+
+def check(variants: Iterable[Variant], architectures: Iterable[int], *, record: bool) -> list[str]:
+    """Compile all; what exceeds the table, or a table with what was found, written after each variant."""
+    table, exceeding = read_table(), []
+    for architecture, variant in product(architectures, list(variants)):
+        started = time.monotonic()
+        needs = compile_variant(variant, architecture)
+        text = ", ".join(f"{value} {key}" for key, value in needs.items())
+        print(f"{variant.name} sm_{architecture}: {text} ({time.monotonic() - started:.1f} s)", flush=True)
+        if record:
+            table["variants"].setdefault(variant.name, {})[str(architecture)] = needs
+            write_table(table)
+        else:
             exceeding += compare(variant.name, architecture, needs, table)
-            text = ", ".join(f"{value} {key}" for key, value in needs.items())
-            print(f"{variant.name} sm_{architecture}: {text} ({time.monotonic() - started:.1f} s)", flush=True)
-    return found, exceeding
+    return exceeding
 
 
-def write(found: dict[str, dict[str, Needs]], *, whole: bool) -> None:
-    """Record what was found; a part of the variants replaces only itself."""
-    kept = {} if whole else json.loads(TABLE.read_text())["variants"] if TABLE.exists() else {}
-    kept.update({name: {**({} if whole else kept.get(name, {})), **needs} for name, needs in found.items()})
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
-    TABLE.write_text(f'{{"triton": {json.dumps(triton.__version__)}, "variants": {{\n{lines}\n}}}}\n')
+def write_table(table: dict[str, Any]) -> None:
+    """One line a variant, so that changes can be read."""
+    lines = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(needs)}" for name, needs in sorted(table["variants"].items())
+    )
+    new = TABLE.with_suffix(".new")
+    new.write_text(f'{{"triton": {json.dumps(triton.__version__)}, "variants": {{\n{lines}\n}}}}\n')
+    new.replace(TABLE)
 
 
 def main() -> int:
@@ -101,16 +108,17 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"record the results in {TABLE.name}")
     parser.add_argument("--list", action="store_true", help="print the variants' names and compile nothing")
     args = parser.parse_args()
-    chosen = [variant for variant in all_variants() if re.search(args.only, variant.name)]
+    everything = list(all_variants())
+    chosen = [variant for variant in everything if re.search(args.only, variant.name)]
     if args.list:
         print(*(variant.name for variant in chosen), sep="\n")
         return 0
+    if args.write:
+        table, names = read_table(), {variant.name for variant in everything}
+        write_table({"variants": {name: needs for name, needs in table["variants"].items() if name in names}})
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        found, exceeding = run(chosen, args.arch)
-    if args.write:
-        write(found, whole=not args.only and tuple(args.arch) == ARCHITECTURES)
-        return 0
+        exceeding = check(chosen, args.arch, record=args.write)
     print(*exceeding, sep="\n", file=sys.stderr)
     return 1 if exceeding else 0
 

@@ -119,7 +119,10 @@ def scan_kernel(  # type: ignore[no-untyped-def]
 
     raw = tl.load(logits + entry * logits_stride + token, mask=inside, other=0.0).to(tl.float32)
     bad = (raw != raw) | (tl.abs(raw) == float("inf"))
-    tl.store(own_ints + BAD * num_tiles, tl.max(bad.to(tl.int32), 0))
+    any_bad = tl.max(bad.to(tl.int32), 0)
+    tl.store(own_ints + BAD * num_tiles, any_bad)
+    if any_bad > 0:  # the row gets no token; what else is known of the tile is not looked at
+        return
     raw = tl.where(inside, raw, float("-inf"))
     scores = raw
     changed = is_adjusted(record) if ADJUST else False

@@ -28,9 +28,9 @@ MAY_IMPORT = {
     "llmos.killpoints": STDLIB,
     "llmos.tcp_address": STDLIB | PROTOCOL,
     "llmos.toml_tables": STDLIB,
-    "llmos.tools": STDLIB | PROTOCOL | {"llmos.tools"},
     "llmos.http_place": STDLIB | PROTOCOL | {"llmos.ports.endpoint", "llmos.tcp_address", "msgspec"},
     "llmos.http_links": STDLIB | {"msgspec"},
+    "llmos.tools": STDLIB | PROTOCOL | {"llmos.tools"},
     "llmos.config": STDLIB | PROTOCOL | {"llmos.http_place", "llmos.log", "llmos.tcp_address", "llmos.toml_tables"},
 }
 KERNEL_HEAVY = HEAVY - {"numpy"}  # per-row arrays may be numpy columns where a measurement shows that it pays

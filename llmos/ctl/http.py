@@ -32,7 +32,7 @@ app = typer.Typer()
 @command
 def env(context: typer.Context, run_dir: RunDir = None, as_json: Json = False) -> None:
     """Print what OpenAI's and Anthropic's clients need, for a shell: eval "$(llmosctl env)"."""
-    place, secret = _found(context, run_dir)
+    place, secret = found(context, run_dir)
     values = {
         "OPENAI_BASE_URL": f"{place.url}/v1",
         "OPENAI_API_KEY": secret.text,
@@ -55,7 +55,7 @@ def open_(
     as_json: Json = False,
 ) -> None:
     """Open the page in a browser, by a link that works once within two minutes."""
-    place, secret = _found(context, run_dir)
+    place, secret = found(context, run_dir)
     url = f"{place.url}/open?token={make_link(_folder(context, run_dir), secret.id)}"
     if wants_json(context, as_json):
         write_json({"url": url})
@@ -73,7 +73,8 @@ def _folder(context: typer.Context, here: str | None) -> Path:
     return find_run_dir(where)
 
 
-def _found(context: typer.Context, here: str | None) -> tuple[HttpPlace, Secret]:
+def found(context: typer.Context, here: str | None) -> tuple[HttpPlace, Secret]:
+    """Where the HTTP of this machine's llmosd is, and its first key."""
     place = read_note(_folder(context, here))
     folder = Path(place.state_dir)
     secret = read_admin_key(folder)

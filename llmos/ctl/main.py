@@ -13,6 +13,7 @@ import typer
 
 from llmos import __version__
 from llmos.ctl import (
+    batch,
     commands,
     encodings,
     flight,
@@ -160,6 +161,7 @@ app.add_typer(top.app)
 app.add_typer(flight.app)
 app.add_typer(services.app)
 app.add_typer(http.app)
+app.add_typer(batch.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(systemd.app, name="systemd")
 

@@ -66,6 +66,8 @@ class RowTable:
         self.prompt_len = np.zeros(max_rows, dtype=np.int64)
         self.num_pages = np.zeros(max_rows, dtype=np.int64)
         self.failed = np.zeros(max_rows, dtype=bool)
+        self.live = np.zeros(max_rows, dtype=bool)
+        self.life = np.zeros(max_rows, dtype=np.int64)  # how often the row was added
         self.params: list[SamplingParams | None] = [None] * max_rows
         self.sampling = SamplingColumns(max_rows)
         self._decode = np.zeros(0, dtype=np.int64)
@@ -73,6 +75,7 @@ class RowTable:
     def clear(self) -> None:
         """Free every row: a new generation begins."""
         self.params = [None] * self.max_rows
+        self.live[:] = False
         self._decode = np.zeros(0, dtype=np.int64)
 
     def apply(self, plan: StepPlan) -> Work:
@@ -117,6 +120,7 @@ class RowTable:
     def _free(self, row: int) -> None:
         self._check_live(row)
         self.params[row] = None
+        self.live[row] = False
 
     def _add(self, add: RowAdd) -> Ints:
         row, tokens, pages = add.row, _ints(add.tokens), _ints(add.pages)
@@ -131,6 +135,8 @@ class RowTable:
         cached = -(-add.num_computed // self.page_size)
         assert cached <= pages.size, f"row {row}: {pages.size} pages for {add.num_computed} computed tokens"
         self.params[row] = add.params
+        self.live[row] = True
+        self.life[row] += 1
         self.sampling.set(row, add.params)
         self.failed[row] = False
         self.tokens[row, : tokens.size] = tokens
@@ -179,7 +185,7 @@ class RowTable:
         if not rows.size:
             return
         assert (rows >= 0).all(), f"decode rows {rows}"
-        assert all(self.params[row] is not None for row in rows.tolist()), f"decode rows {rows}: one is free"
+        assert self.live[rows].all(), f"decode rows {rows}: one is free"
         ready = (self.computed[rows] == self.length[rows] - 1) | self.failed[rows]
         assert ready.all(), f"decode rows {rows[~ready]} have more than their newest token to compute"
         paged = (self.length[rows] <= self.num_pages[rows] * self.page_size) | self.failed[rows]

@@ -223,8 +223,8 @@ def _encode(
     size = len(message.text or "") + sum(validate.size_of(part) for part in chat or ()) + len(given)
     if message.text is not None or chat is not None:
         pieces, continues = isinstance(message, Tokenize), isinstance(message, Append)
-        asked = Encode(entry.number, info.model, message.text, chat, pieces, continues, tools=tools, grammar=grammar)
-        request.encode(asked, size)
+        question = Encode(entry.number, info.model, message.text, chat, pieces, continues, tools=tools, grammar=grammar)
+        request.encode(question, size)
     elif grammar is not None:
         request.encode(_compile(entry.number, info.model, grammar), size + len(grammar.text))
     else:

@@ -185,7 +185,7 @@ class TextService:
         try:
             size = check_render(message) if isinstance(message, Render) else check_encode(message)
             model = self._models.get(message.model)
-            if size <= _INLINE_BYTES and message.grammar is None:
+            if size <= _INLINE_BYTES and not _has_grammar(message):
                 self._send(peer, answer(model, message))
                 return
         except LlmosError as error:
@@ -206,7 +206,7 @@ class TextService:
         alarm = asyncio.Event()  # the thread has begun: from now on its time counts
 
         def work() -> Encoded | Rendered:
-            if message.grammar is not None:
+            if _has_grammar(message):
                 model.vocabulary()  # the first time a second for a large one, which is not this grammar's fault
             loop.call_soon_threadsafe(alarm.set)
             return answer(model, message)
@@ -223,6 +223,10 @@ class TextService:
         finally:
             watch.cancel()
         self._send(peer, found)
+
+
+def _has_grammar(message: Encode | Render) -> bool:
+    return isinstance(message, Encode) and message.grammar is not None
 
 
 def time_limit(size: int) -> float:

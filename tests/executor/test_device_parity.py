@@ -127,6 +127,18 @@ def test_a_row_with_nan_fails_alone_and_in_steps_that_were_submitted_before():
     assert (output.failed, list(unpack_i32(output.samples))) == (b"", [3, 3, tokens[0]])
 
 
+def test_who_gets_the_row_of_one_that_fails_in_flight_does_not_fail():
+    _, directory = saved_model("llama-tied")
+    backend = open_poisoned_device(directory)
+    bad = RowAdd(3, 1, pack_i32([1, 7]), 2, 0, pack_i32([0]), SamplingParams(seed=0))
+    good = RowAdd(3, 2, pack_i32([1, 2, 3]), 3, 0, pack_i32([1]), SamplingParams(seed=0, logit_bias=((7, -1000.0),)))
+    backend.submit(StepPlan(1, 1, b"", (bad,), b"", pack_i32([3, 0, 2, 1]), b""))
+    backend.submit(StepPlan(1, 2, pack_i32([3]), (good,), b"", pack_i32([3, 0, 3, 1]), b""))
+    assert backend.collect().failed == pack_i32([3, FinishReason.NUMERICAL_ERROR])
+    for output in (backend.collect(), backend.execute(StepPlan(1, 3, b"", (), b"", b"", pack_i32([3])))):
+        assert (output.failed, len(output.samples)) == (b"", 12)
+
+
 def test_rows_stop_on_the_device():
     """By a stop token, and at their last length: steps that were submitted already bring nothing more of them."""
     model, directory = saved_model("llama-tied")

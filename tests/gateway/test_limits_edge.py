@@ -151,7 +151,7 @@ CHOICE = Given((("auto", True), ("none", True), ("required", False), ("function:
 TABLE: dict[type, dict[str, Any]] = {
     m.Generate: {
         "req": REQ, "model": MODEL, "text": TEXT, "token_ids": IDS, "messages": CHAT, "params": PARAMS, "client_request_id": KEY,
-        "nice": NICE, "deadline_ms": DEADLINE, "parent": PARENT, "after": AFTER, "tools": TOOLS, "tool_choice": CHOICE,
+        "nice": NICE, "deadline_ms": DEADLINE, "parent": PARENT, "after": AFTER, "again": NEITHER, "tools": TOOLS, "tool_choice": CHOICE,
         "parallel_tool_calls": NEITHER,
     },
     m.Spawn: {
@@ -228,7 +228,7 @@ SAMPLING: dict[str, Any] = {
 PLAIN: dict[str, Any] = {
     "req": 1, "model": "echo", "text": None, "token_ids": None, "messages": None, "params": SamplingParams(), "rid": 1, "count": 1,
     "upto": 1, "protocol": 1, "schema_hash": "", "role": "client", "name": "gateway", "pid": 1, "nice": 0, "deadline_ms": None, "after": (),
-    "tenant": None, "owner": None, "parent": None, "client_request_id": None, "offset": 0, "pages": 1,
+    "tenant": None, "owner": None, "parent": None, "client_request_id": None, "offset": 0, "pages": 1, "again": False,
     "tools": (), "tool_choice": "auto", "parallel_tool_calls": True,
 }  # fmt: skip
 PROMPTED = (m.Generate, m.Append, m.Tokenize)

@@ -27,6 +27,7 @@ EXPECTED = (
     ("bash", "The capital of France is Paris."),
     ("python", "12 + 7 = 19"),
     ("python", "7"),
+    ("python", '{"sum":'),
     ("python", "Once upon a time there was a fox"),
 )
 

@@ -105,7 +105,7 @@ def random_params(rng):
 @pytest.mark.parametrize(("vocab_size", "seed"), [(24, 1), (24, 2), (300, 3), (TILE + 4, 4)])
 def test_every_row_is_the_cpu_samplers(vocab_size, seed):
     rng = np.random.default_rng(seed)
-    params = [random_params(rng) for _ in range(10)]
+    params = [random_params(rng) for _ in range(7)]
     tokens = [rng.integers(0, min(vocab_size, 24), size=rng.integers(1, 12)).tolist() for _ in params]
     logits = normal(len(params), vocab_size, seed)
     used, found = choose(logits, params, tokens)
@@ -122,16 +122,12 @@ def test_every_row_is_the_cpu_samplers(vocab_size, seed):
 
 
 def test_the_vocabulary_of_qwen3_in_bfloat16():
-    """151,936 tokens: a last tile that is nearly empty, a last group that is full; sampled as its own defaults say, and as a greedy row."""
-    logits = normal(2, 151_936, 5, scale=2.5).bfloat16()
-    params = [
-        SamplingParams(temperature=0.6, top_k=20, top_p=0.95, seed=9, logprobs=3),
-        SamplingParams(temperature=0.0, seed=0),
-    ]
-    rows = device_rows(params)
-    entries = torch.arange(2, dtype=torch.int32)
+    """151,936 tokens: a last tile that is nearly empty, a last group that is full; sampled as its own defaults say."""
+    logits = normal(1, 151_936, 5, scale=2.5).bfloat16()
+    rows = device_rows([SamplingParams(temperature=0.6, top_k=20, top_p=0.95, seed=9, logprobs=3)])
+    entries = torch.zeros(1, dtype=torch.int32)
     expected, chosen, best = sample_reference(logits, entries, rows)
-    used = Sampler("cpu", 2, 151_936, adjusts=False)
+    used = Sampler("cpu", 1, 151_936, adjusts=False)
     assert used.sample(logits, entries, rows, adjust=False).tolist() == expected.tolist()
     assert float(used.logprobs[0]) == pytest.approx(float(chosen[0]), abs=2e-5)
     assert used.top_ids[0, :3].tolist() == [token for token, _ in best[0]]
@@ -150,9 +146,9 @@ def test_the_vocabulary_of_qwen3_in_bfloat16():
 )
 def test_flat_logits(settings):
     """The hard case for a search of a threshold: thousands of tokens of about the same probability."""
-    params = [SamplingParams(**{"temperature": 1.0, **settings, "seed": seed}) for seed in range(2)]
-    logits = normal(2, TILE + 500, 6, scale=0.3)
-    expected = sampler.sample(logits.clone(), np.arange(2), cpu_rows(params))
+    params = [SamplingParams(**{"temperature": 1.0, **settings, "seed": 3})]
+    logits = normal(1, TILE + 500, 6, scale=0.3)
+    expected = sampler.sample(logits.clone(), np.arange(1), cpu_rows(params))
     assert choose(logits, params, adjust=False, report=False)[1] == expected.tokens.tolist()
 
 
@@ -167,13 +163,13 @@ CHI_SQUARE_999 = {5: 20.52, 11: 31.26}  # 99.9 % quantile by degrees of freedom
 
 @pytest.mark.parametrize(("settings", "cells"), [({}, 12), ({"top_k": 6}, 6)])
 def test_the_distribution(settings, cells):
-    """Chi-square of 120 draws with seeds 0, 1, ... against the softmax of what is kept."""
-    logits = torch.linspace(1.0, -1.0, 12).expand(120, -1)
-    params = [SamplingParams(temperature=1.0, seed=seed, **settings) for seed in range(120)]
+    """Chi-square of 70 draws with seeds 0, 1, ... against the softmax of what is kept."""
+    logits = torch.linspace(1.0, -1.0, 12).expand(70, -1)
+    params = [SamplingParams(temperature=1.0, seed=seed, **settings) for seed in range(70)]
     _, found = choose(logits, params, adjust=False, report=False)
     counts = np.bincount(found, minlength=12)
     assert counts[cells:].sum() == 0
-    expected = 120 * torch.softmax(logits[0, :cells], 0).double().numpy()
+    expected = 70 * torch.softmax(logits[0, :cells], 0).double().numpy()
     assert ((counts[:cells] - expected) ** 2 / expected).sum() < CHI_SQUARE_999[cells - 1]
 
 
@@ -226,9 +222,9 @@ def test_ties():
     logits[0, [70, TILE + 3]] = 5.0
     assert choose(logits, [SamplingParams(temperature=0.0, seed=0)], adjust=False)[1] == [70]
     for settings in ({"top_k": 1}, {"top_p": 0.01}, {"min_p": 1.0}):
-        params = [SamplingParams(temperature=1.0, seed=seed, **settings) for seed in range(12)]
-        row = torch.tensor([[0.0, 3.0, 3.0, 1.0]]).expand(12, -1)
-        expected = sampler.sample(row.clone(), np.arange(12), cpu_rows(params)).tokens.tolist()
+        params = [SamplingParams(temperature=1.0, seed=seed, **settings) for seed in range(8)]
+        row = torch.tensor([[0.0, 3.0, 3.0, 1.0]]).expand(8, -1)
+        expected = sampler.sample(row.clone(), np.arange(8), cpu_rows(params)).tokens.tolist()
         assert choose(row, params, adjust=False, report=False)[1] == expected
         assert set(expected) == {1, 2}
 

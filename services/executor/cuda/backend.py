@@ -127,8 +127,9 @@ class CudaBackend:
             self.device.run(
                 torch.inference_mode()(lambda: self._compute(moves, work, shape, upload, result, adjust, report))
             )
-            step = PendingStep(result, self.device.mark(), sampling, logprobs, list(work.skipped))
-            step.refused = sampling[columns.has_grammar[sampling]]
+            mark = self.device.mark()
+        step = PendingStep(result, mark, sampling, self.rows.life[sampling], logprobs, list(work.skipped))
+        step.refused = sampling[columns.has_grammar[sampling]]
         self.rows.computed_to(work)
         self.rows.length[sampling] += 1
         self._in_flight.append(step)
@@ -147,8 +148,8 @@ class CudaBackend:
             self._in_flight[0].mark.wait()
         step = self._in_flight.popleft()
         output, bad = step.output()
-        if bad:
-            self._note_failed(bad)
+        for row in bad:
+            self._note_failed(row, step.life_of(row))
         return output
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -157,11 +158,13 @@ class CudaBackend:
         self.submit(plan)
         return self.collect()
 
-    def _note_failed(self, bad: list[int]) -> None:
-        """Steps that were submitted since name the rows, too, and get nothing of them."""
-        self.rows.failed[bad] = True
+    def _note_failed(self, row: int, life: int) -> None:
+        """Steps that were submitted since may name the row, and get nothing of it; if another sequence has it by now, that is not it."""
+        if self.rows.life[row] == life:
+            self.rows.failed[row] = True
         for step in self._in_flight:
-            step.failed += [row for row in bad if row in step.rows]
+            if step.life_of(row) == life:
+                step.failed.append(row)
 
     def _compute(
         self,

@@ -24,7 +24,7 @@ from llmos.errors import ConfigError
 log = logging.getLogger(__name__)
 
 BROKEN_EXIT = 70
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 class Device:

@@ -57,9 +57,12 @@ class StepInputs:
         self._device, self._max_rows, self._num_slots = device, max_rows, num_slots
         self._fixed = device.empty(7 * max_rows, dtype=torch.int32)
         self._fixed_staging = [device.pinned(len(self._fixed), dtype=torch.int32) for _ in range(num_slots)]
-        self._sent: Ints = np.zeros(0, dtype=np.int32)  # the fixed part as the device has it
+        self._decode: npt.NDArray[np.int64] = np.zeros(
+            0, dtype=np.int64
+        )  # as the device has them, in the step of this shape
+        self._last = StepShape(0, 1, 0, 0)
         self._retired: list[Tensor] = []  # diff buffers that steps in flight may still use
-        self._make_diff(_FIRST_DIFF)
+        self._diff, self._diff_staging = self._make_diff(_FIRST_DIFF)
         parts = [self._fixed[i * max_rows : (i + 1) * max_rows] for i in range(7)]
         (
             self.decode_rows,
@@ -75,26 +78,27 @@ class StepInputs:
         return self.chunk_rows[:count], self.q_start[:count], self.q_len[:count], self.q_pos[:count]
 
     def write(self, slot: int, work: Work, diff: Tensor | None) -> tuple[StepShape, Upload]:
-        """Lay a step out in staging memory."""
-        fixed, shape = self._lay_out(work)
+        """Lay a step out in staging memory. Most steps decode the rows of the one before."""
         copies = []
-        if not np.array_equal(fixed, self._sent):
-            self._sent = fixed
+        if work.chunks or self._last.num_chunks or not np.array_equal(work.decode, self._decode):
+            fixed, self._last = self._lay_out(work)
+            self._decode = work.decode
             self._fixed_staging[slot].copy_(torch.from_numpy(fixed))
             copies.append((self._fixed_staging[slot], self._fixed))
+        shape = self._last
         if diff is None:
             return shape, Upload(tuple(copies), None)
         if len(diff) > len(self._diff):
-            self._make_diff(2 * len(diff))
+            self._retired += [self._diff, *self._diff_staging]
+            self._diff, self._diff_staging = self._make_diff(2 * len(diff))
         staging, target = self._diff_staging[slot][: len(diff)], self._diff[: len(diff)]
         staging.copy_(diff)
         return shape, Upload((*copies, (staging, target)), target)
 
-    def _make_diff(self, words: int) -> None:
-        if words > _FIRST_DIFF:
-            self._retired += [self._diff, *self._diff_staging]
-        self._diff = self._device.empty(words, dtype=torch.int32)
-        self._diff_staging = [self._device.pinned(words, dtype=torch.int32) for _ in range(self._num_slots)]
+    def _make_diff(self, words: int) -> tuple[Tensor, list[Tensor]]:
+        """The device's buffer, and one to stage from per slot."""
+        staging = [self._device.pinned(words, dtype=torch.int32) for _ in range(self._num_slots)]
+        return self._device.empty(words, dtype=torch.int32), staging
 
     def _lay_out(self, work: Work) -> tuple[Ints, StepShape]:
         rows, decodes, chunks = self._max_rows, work.decode.size, work.chunks

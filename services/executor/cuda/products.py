@@ -26,7 +26,7 @@ class DeviceLinear:
         return torch.nn.functional.linear(x, self.weight, self.bias)
 
 
-Product = Callable[[Tensor, DeviceLinear, Tensor], None]
+Product = Callable[[Tensor, DeviceLinear, Tensor], object]
 
 
 def choose_product(device: Device, *, deterministic: bool) -> Product:

@@ -25,7 +25,7 @@ from llmos.services.executor.rows import Ints
 if TYPE_CHECKING:
     from llmos.protocol.messages import RowLogprobs
 
-_ROW, _POSITION, _TOKEN, _STATE = range(4)
+_ROW, _, _, _STATE = range(4)
 
 
 class ResultSlot:
@@ -48,25 +48,34 @@ class ResultSlot:
 
 @dataclass(slots=True)
 class PendingStep:
-    """A submitted step. `rows` sample, in the order of the batch; `logprobs`: how many each wants, or -1. `failed`: named, but known to
-    have failed. `refused`: their grammars can not be followed here yet; a token that ignores one must not pass for one that fits."""
+    """A submitted step. `rows` sample, in the order of the batch, in these `lives` of theirs; `logprobs`: how many each wants, or -1.
+    `failed`: named, but known to have failed. `refused`: their grammars can not be followed here yet; a token that ignores one must not
+    pass for one that fits."""
 
     slot: ResultSlot
     mark: Mark
     rows: Ints
+    lives: Ints
     logprobs: Ints
     failed: list[int] = field(default_factory=list)
     refused: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def life_of(self, row: int) -> int:
+        """Which life of a row it names; -1 if it does not."""
+        found = np.flatnonzero(self.rows == row)
+        return int(self.lives[found[0]]) if found.size else -1
 
     def output(self) -> tuple[StepOutput, list[int]]:
         """The result, and the rows that failed in this step. Only after the mark."""
         count = len(self.rows)
         found: npt.NDArray[np.int32] = self.slot.results[:count].numpy()
-        bad = found[found[:, _STATE] == row_table.FAILED, _ROW].tolist()
-        sampled = (found[:, _ROW] >= 0) & (found[:, _STATE] != row_table.FAILED)
+        wrong = found[:, _STATE] == row_table.FAILED
+        bad = found[wrong, _ROW].tolist() if wrong.any() else []
+        sampled = (found[:, _ROW] >= 0) & ~wrong
         if self.refused.size:
             sampled &= ~np.isin(found[:, _ROW], self.refused)
-        samples = np.ascontiguousarray(found[sampled][:, [_ROW, _POSITION, _TOKEN]]).astype("<i4").tobytes()
+        # Row, position and token are the first three columns, as on the wire.
+        samples = (found if sampled.all() else found[sampled])[:, :_STATE].astype("<i4").tobytes()
         failures = [value for row in (*self.failed, *bad) for value in (row, int(FinishReason.NUMERICAL_ERROR))]
         stuck = [row for row in self.refused.tolist() if row not in self.failed and row not in bad]
         failures += [value for row in stuck for value in (row, int(FinishReason.GRAMMAR_FAILED))]
