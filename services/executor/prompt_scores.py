@@ -30,8 +30,8 @@ _NO_TOKEN = -1
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What one chunk is asked for. `first`: where it begins in the step's batch; the position there expects `targets[0]`, which is the token
-    after `start`. `opening`: the prompt's first token, if the chunk computes it; nothing is expected of that one."""
+    """What one chunk is asked for. `first`: where it begins in the step's batch; the position there expects `targets[0]`, which is the
+    token after `start`. `opening`: the prompt's first token, if the chunk computes it; nothing is expected of that one."""
 
     row: int
     start: int

@@ -161,6 +161,7 @@ TABLE: dict[type, dict[str, Any]] = {
     m.Append: {"req": REQ, "rid": RIDS, "model": OF_SEQUENCE, "text": TEXT, "token_ids": IDS},
     m.Continue: {"req": REQ, "rid": RIDS, "model": OF_SEQUENCE, "params": PARAMS, "deadline_ms": DEADLINE},
     m.Attach: {"req": REQ, "rid": RIDS, "offset": Number(0, 2**63 - 1)},
+    m.Embed: dict.fromkeys(m.Embed.__struct_fields__, Ignored("needs an encoder: test_encodings.py")),
     m.Detokenize: {"req": REQ, "model": MODEL, "token_ids": ANY_IDS},
     m.Tokenize: {"req": REQ, "model": MODEL, "text": TEXT, "messages": CHAT, "tools": TOOLS},
     m.Ack: {"req": Ignored("of nobody: dropped"), "upto": Ignored("at most what was sent counts")},
@@ -218,6 +219,7 @@ SAMPLING: dict[str, Any] = {
     ),
     "ignore_eos": NEITHER,
     "logprobs": Number(0, limits.MAX_LOGPROBS, may_be_nil=True),
+    "prompt_logprobs": Number(0, limits.MAX_LOGPROBS, may_be_nil=True),
     "grammar": Given(
         ((None, True), (Grammar("regex", "a" * limits.MAX_REGEX_BYTES), True),
          (Grammar("regex", "a" * (limits.MAX_REGEX_BYTES + 1)), False),

@@ -178,6 +178,7 @@ def wishes(
                     tools=tools.tools,
                     tool_choice=tools.choice,
                     parallel_tool_calls=tools.parallel,
+                    again=key is not None,  # HTTP clients do not say whether they ask for the second time
                 )
             )
     return found
