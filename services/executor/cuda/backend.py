@@ -36,6 +36,7 @@ from llmos.services.executor.cuda.kv_pool import KVPool
 from llmos.services.executor.cuda.model import DeviceModel
 from llmos.services.executor.cuda.operations import Context, open_operations
 from llmos.services.executor.cuda.products import choose_product
+from llmos.services.executor.cuda.prompt_scoring import PromptScoring
 from llmos.services.executor.cuda.results import PendingStep, ResultSlot
 from llmos.services.executor.cuda.row_diff import RowDiff
 from llmos.services.executor.cuda.tables import position_table, row_table_for
@@ -122,13 +123,18 @@ class CudaBackend:
         columns = self.rows.sampling
         logprobs = columns.logprobs[sampling]
         adjust, report = bool(columns.special[sampling].any()), bool((logprobs >= 0).any())
-        result = self._slots[slot]
+        result, scoring = self._slots[slot], PromptScoring.of(self.rows, work)
+
+        def compute() -> None:
+            with torch.inference_mode():
+                self._compute(moves, work, shape, upload, result, adjust, report)
+                if scoring is not None:
+                    scoring.keep(self.model)
+
         with fatal_errors():
-            self.device.run(
-                torch.inference_mode()(lambda: self._compute(moves, work, shape, upload, result, adjust, report))
-            )
+            self.device.run(compute)
             mark = self.device.mark()
-        step = PendingStep(result, mark, sampling, self.rows.life[sampling], logprobs, list(work.skipped))
+        step = PendingStep(result, mark, sampling, self.rows.life[sampling], logprobs, list(work.skipped), scoring)
         self.rows.computed_to(work)
         self.rows.length[sampling] += 1
         self._in_flight.append(step)
@@ -143,10 +149,16 @@ class CudaBackend:
         return True
 
     def collect(self) -> StepOutput:
+        step, results = self._in_flight[0], ()
         with fatal_errors():
-            self._in_flight[0].mark.wait()
-        step = self._in_flight.popleft()
-        output, bad = step.output()
+            step.mark.wait()
+            if step.scoring is not None:
+                results, unsound = step.scoring.score(self.device, self.model)
+                step.failed += unsound
+                for row in unsound:
+                    self._note_failed(row, step.scoring.lives[row])
+        self._in_flight.popleft()
+        output, bad = step.output(results)
         for row in bad:
             self._note_failed(row, step.life_of(row))
         return output
@@ -162,7 +174,7 @@ class CudaBackend:
         if self.rows.life[row] == life:
             self.rows.failed[row] = True
         for step in self._in_flight:
-            if step.life_of(row) == life:
+            if step.life_of(row) == life and row not in step.failed:
                 step.failed.append(row)
 
     def _compute(

@@ -72,6 +72,18 @@ class DeviceModel:
         )
         self._sample(samples, adjust=adjust, report=report)
 
+    def hidden_states(self, first: int, last: int) -> Tensor:
+        """Of these tokens of the step that was just computed, before the last norm: a new tensor."""
+        return self._work.hidden[first:last] + self._work.projected[first:last]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, vocab_size] in new tensors, for what is not worth room in the work space."""
+        normed = torch.empty_like(hidden)
+        self._ops.rms_norm(hidden, self.weights.norm, normed)
+        logits = torch.empty(len(hidden), self.spec.vocab_size, dtype=hidden.dtype, device=hidden.device)
+        self._product(normed, _held(self.weights.lm_head), logits)
+        return logits
+
     def _prepare_decode(self, batch: int) -> None:
         work = self._work
         self._ops.prepare_decode(

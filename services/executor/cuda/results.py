@@ -19,11 +19,12 @@ from llmos.kernels import row_table
 from llmos.services.executor.backend import StepOutput
 from llmos.services.executor.cuda.device import Device, Mark
 from llmos.services.executor.cuda.operations import MAX_TOP, Operations
+from llmos.services.executor.cuda.prompt_scoring import PromptScoring
 from llmos.services.executor.cuda.workspace import Workspace
 from llmos.services.executor.rows import Ints
 
 if TYPE_CHECKING:
-    from llmos.protocol.messages import RowLogprobs
+    from llmos.protocol.messages import RowLogprobs, RowResult
 
 _ROW, _, _, _STATE = range(4)
 
@@ -57,24 +58,29 @@ class PendingStep:
     lives: Ints
     logprobs: Ints
     failed: list[int] = field(default_factory=list)
+    scoring: PromptScoring | None = None
 
     def life_of(self, row: int) -> int:
         """Which life of a row it names; -1 if it does not."""
         found = np.flatnonzero(self.rows == row)
         return int(self.lives[found[0]]) if found.size else -1
 
-    def output(self) -> tuple[StepOutput, list[int]]:
-        """The result, and the rows that failed in this step. Only after the mark."""
+    def output(self, results: tuple[RowResult, ...] = ()) -> tuple[StepOutput, list[int]]:
+        """The result, and the rows that failed in this step. Only after the mark. `results`: of prompts that were scored."""
         count = len(self.rows)
         found: npt.NDArray[np.int32] = self.slot.results[:count].numpy()
         wrong = found[:, _STATE] == row_table.FAILED
         bad = found[wrong, _ROW].tolist() if wrong.any() else []
         sampled = (found[:, _ROW] >= 0) & ~wrong
+        if self.failed:
+            sampled &= ~np.isin(self.rows, self.failed)
         # Row, position and token are the first three columns, as on the wire.
         samples = (found if sampled.all() else found[sampled])[:, :_STATE].astype("<i4").tobytes()
-        failures = [value for row in (*self.failed, *bad) for value in (row, int(FinishReason.NUMERICAL_ERROR))]
+        failures = [
+            value for row in dict.fromkeys((*self.failed, *bad)) for value in (row, int(FinishReason.NUMERICAL_ERROR))
+        ]
         logprobs = self._logprobs(found, sampled) if (self.logprobs >= 0).any() else ()
-        return StepOutput(samples, logprobs, np.array(failures, "<i4").tobytes()), bad
+        return StepOutput(samples, logprobs, np.array(failures, "<i4").tobytes(), results), bad
 
     def _logprobs(self, found: npt.NDArray[np.int32], sampled: npt.NDArray[np.bool_]) -> tuple[RowLogprobs, ...]:
         from llmos.protocol.messages import RowLogprobs, TokenLogprobs
