@@ -18,6 +18,7 @@ library's, and the context of a sequence that decodes is walked by one program p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import time
@@ -46,7 +47,7 @@ from llmos.services.executor.page_moves import PageMoves, read_moves
 from llmos.services.executor.rows import RowTable, Work
 
 if TYPE_CHECKING:
-    from llmos.protocol.messages import StepPlan
+    from llmos.protocol.messages import RowResult, StepPlan
 
 WINDOW = 2
 _LOOK_S = 20e-6
@@ -115,7 +116,7 @@ class CudaBackend:
     def submit(self, plan: StepPlan) -> None:
         assert len(self._in_flight) < self.window, "collect first"
         moves = read_moves(plan, self.pool.num_pages, self.pool.num_host_pages)
-        work = self.rows.apply(plan)
+        work = self._refuse_grammars(plan, self.rows.apply(plan))
         slot = self._submitted % self.window
         self._submitted += 1
         shape, upload = self.inputs.write(slot, work, self._diff.write(plan))
@@ -139,6 +140,16 @@ class CudaBackend:
         self.rows.length[sampling] += 1
         self._in_flight.append(step)
 
+    def _refuse_grammars(self, plan: StepPlan, work: Work) -> Work:
+        """Rows that a grammar should hold fail: masks are not brought to the device yet, and an output that is not held would be worse."""
+        refused = {add.row for add in plan.row_adds if getattr(add.params, "grammar", None) is not None}
+        if not refused:
+            return work
+        self.rows.failed[list(refused)] = True
+        named = [chunk.row for chunk in work.chunks if chunk.row in refused]
+        chunks = tuple(chunk for chunk in work.chunks if chunk.row not in refused)
+        return dataclasses.replace(work, chunks=chunks, skipped=(*work.skipped, *named))
+
     def done(self, timeout_s: float) -> bool:
         mark, end = self._in_flight[0].mark, time.perf_counter() + timeout_s
         with fatal_errors():
@@ -149,7 +160,8 @@ class CudaBackend:
         return True
 
     def collect(self) -> StepOutput:
-        step, results = self._in_flight[0], ()
+        step = self._in_flight[0]
+        results: tuple[RowResult, ...] = ()
         with fatal_errors():
             step.mark.wait()
             if step.scoring is not None:
