@@ -30,7 +30,7 @@ from llmos import AsyncClient, Completion, LlmosError
 
 MODEL = Path(llmos.__file__).parent / "assets" / "demo-model"
 PROMPT = "What is the capital of France?"
-AT_ONCE = 16
+AT_ONCE = 48
 
 
 @dataclass
@@ -103,7 +103,7 @@ async def measure(run_dir: Path, count: int, max_tokens: int) -> tuple[Tally, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--max-tokens", type=int, default=600)
+    parser.add_argument("--max-tokens", type=int, default=300)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     facts: dict[str, Any] = {"machine": machine(), "versions": versions(), "schemas": arguments.count}

@@ -15,7 +15,7 @@ from llmos.codes import FinishReason
 from llmos.errors import ConfigError
 from llmos.protocol.codec import pack_i32, unpack_i32
 from llmos.protocol.messages import RowAdd, StepPlan
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.params import Grammar, SamplingParams
 from llmos.services.executor.cuda.device import Device, fatal_errors
 from llmos.services.executor.cuda.kv_pool import POISON_VARIABLE
 
@@ -233,3 +233,14 @@ def test_settings_that_do_not_fit_are_refused():
         open_device(directory, num_pages=0, kv_cache_gib=1e-6)
     with pytest.raises(ConfigError, match="no GPU"):
         Device("cuda")
+
+
+def test_a_grammar_is_refused_and_not_ignored():
+    """The device can not be told of masks yet: a token that ignores a grammar must not pass for one that fits."""
+    _, directory = saved_model("qwen2")
+    driver = PlanDriver(open_device(directory))
+    held = driver.add(prompt(9), 6, grammar=Grammar("regex", "a+"), stop_token_ids=(1,))
+    free = driver.add(prompt(9), 6)
+    driver.run()
+    assert (held.failed, held.output) == (FinishReason.GRAMMAR_FAILED, [])
+    assert len(free.output) == 6

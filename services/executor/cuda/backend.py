@@ -134,6 +134,7 @@ class CudaBackend:
             )
             mark = self.device.mark()
         step = PendingStep(result, mark, sampling, self.rows.life[sampling], logprobs, list(work.skipped), scores)
+        step.refused = sampling[columns.has_grammar[sampling]]
         self.rows.computed_to(work)
         self.rows.length[sampling] += 1
         self._in_flight.append(step)

@@ -61,7 +61,8 @@ class ScoreSlot:
 @dataclass(slots=True)
 class PendingStep:
     """A submitted step. `rows` sample, in the order of the batch, in these `lives` of theirs; `logprobs`: how many each wants, or -1.
-    `failed`: named, but known to have failed. `scores`: of prompts that asked for them."""
+    `failed`: named, but known to have failed. `scores`: of prompts that asked for them. `refused`: their grammars can not be followed
+    here yet; a token that ignores one must not pass for one that fits."""
 
     slot: ResultSlot
     mark: Mark
@@ -70,6 +71,7 @@ class PendingStep:
     logprobs: Ints
     failed: list[int] = field(default_factory=list)
     scores: list[ScoreSlot] = field(default_factory=list)
+    refused: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def life_of(self, row: int) -> int:
         """Which life of a row it names; -1 if it does not."""
@@ -85,12 +87,17 @@ class PendingStep:
         wrong = found[:, _STATE] == row_table.FAILED
         bad = found[wrong, _ROW].tolist() if wrong.any() else []
         sampled = (found[:, _ROW] >= 0) & ~wrong
+        if self.refused.size:
+            sampled &= ~np.isin(found[:, _ROW], self.refused)
         # Row, position and token are the first three columns, as on the wire.
         samples = (found if sampled.all() else found[sampled])[:, :_STATE].astype("<i4").tobytes()
         scored = [slot for slot in self.scores if slot.wanted.row not in bad]
         results, worse = finish_scores([slot.wanted for slot in scored], [slot.records.numpy() for slot in scored])
         bad += worse
         failures = [value for row in (*self.failed, *bad) for value in (row, int(FinishReason.NUMERICAL_ERROR))]
+        stuck = [row for row in self.refused.tolist() if row not in self.failed and row not in bad]
+        failures += [value for row in stuck for value in (row, int(FinishReason.GRAMMAR_FAILED))]
+        bad += stuck
         logprobs = self._logprobs(found, sampled) if (self.logprobs >= 0).any() else ()
         return StepOutput(samples, logprobs, np.array(failures, "<i4").tobytes(), results), bad
 
