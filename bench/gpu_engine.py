@@ -63,6 +63,18 @@ class Plan:
     copies: bytes = b""
 
 
+@dataclass(frozen=True)
+class Config:
+    """What a backend reads of `llmos.config.ModelConfig`."""
+
+    page_size: int
+    num_pages: int
+    kv_cache_gib: float = 0.0
+    host_cache_gib: float = 0.0
+    memory_share: float = 0.9
+    deterministic: bool = False
+
+
 def pack(values: Any) -> bytes:
     return np.asarray(list(values), "<i4").tobytes()
 
@@ -161,7 +173,6 @@ def open_engine(
     """A `CudaBackend` with random weights and random numbers in its pages: nothing is as fast as on zeros."""
     import torch
 
-    from llmos.config import ModelConfig
     from llmos.services.executor.backend import Limits
     from llmos.services.executor.cuda.device import Device
     from llmos.services.executor.cuda.open import build
@@ -179,7 +190,7 @@ def open_engine(
     device = Device(world.device)
     with torch.inference_mode(), device.stream():
         weights = Decoder(spec, RandomWeights(world.device, dtype), dtype, DeviceLinear, lambda: None)
-        config = ModelConfig("bench", backend="cuda", page_size=page_size, num_pages=num_pages)
+        config: Any = Config(page_size=page_size, num_pages=num_pages)
         backend = build(config, device, weights, Limits(max_rows, step_tokens), max_context)
         for page in range(0, num_pages, 256):
             backend.pool.storage[page : page + 256].normal_()

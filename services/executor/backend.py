@@ -3,7 +3,7 @@
 For models that generate there are `cuda.backend.CudaBackend`, `cpu.CpuBackend` and `fake.FakeBackend`, with the same row table, the same
 checks and the same results' form, and for encoders `encoder.backend.EncoderBackend` and `encoder.fake.FakeEncoder`. What a model is, its
 config.json says. A step is submitted, and collected when it is done; a device has work queued while the host does other things. Messages
-are imported for their types only, so that a benchmark can drive a backend where no codec is installed.
+and configuration are imported for their types only, so that a benchmark can drive a backend where no codec is installed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from llmos.config import ModelConfig
 from llmos.errors import ConfigError
 from llmos.protocol import limits
 from llmos.services.executor.encoder.spec import is_encoder
 
 if TYPE_CHECKING:
+    from llmos.config import ModelConfig
     from llmos.protocol.messages import RowLogprobs, RowResult, StepPlan
 
 Tick = Callable[[], None]

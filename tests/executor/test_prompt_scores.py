@@ -112,3 +112,24 @@ def test_the_fake_is_certain(chunk):
     assert [token for token, _ in found] == [3, 4, 5, 6, 7, 8, 9]
     assert [entry.logprob for _, entry in found[1:]] == [0.0] * 6
     assert found[0][1].logprob != found[0][1].logprob
+
+
+@pytest.mark.parametrize("kind", ["llama-tied", "qwen3"])
+def test_the_cuda_backend_scores_the_same(kind, monkeypatch):
+    model, directory = saved_model(kind)
+    monkeypatch.setattr(prompt_scores, "_MAX_LOGITS", 5 * SMALL["vocab_size"])
+    backend = open_device(directory)
+    for chunk in (1000, 7):
+        check(model, prompt(40), 3, score(backend, prompt(40), 3, chunk, sample=chunk == 7))
+
+
+def test_bad_numbers_fail_the_row_of_the_cuda_backend_though_nothing_is_sampled():
+    _, directory = saved_model("llama-tied")
+    backend = open_poisoned_device(directory)
+    add = RowAdd(3, 1, pack_i32([1, 7, 2]), 3, 0, pack_i32([0]), SamplingParams(seed=0, prompt_logprobs=0))
+    backend.submit(StepPlan(1, 1, b"", (add,), b"", pack_i32([3, 0, 2, 0]), b""))
+    backend.submit(StepPlan(1, 2, b"", (), b"", pack_i32([3, 2, 1, 1]), b""))
+    for _ in range(2):
+        output = backend.collect()
+        assert list(unpack_i32(output.failed)) == [3, FinishReason.NUMERICAL_ERROR]
+        assert (output.samples, output.results) == (b"", ())

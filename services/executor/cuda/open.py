@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from llmos.config import ModelConfig
 from llmos.errors import ConfigError
 from llmos.services.executor.backend import Limits, Tick
 from llmos.services.executor.cuda.backend import CudaBackend, check_limits
@@ -16,6 +16,9 @@ from llmos.services.executor.cuda.products import DeviceLinear
 from llmos.services.executor.cuda.workspace import Workspace
 from llmos.services.executor.models.decoder import Decoder
 from llmos.services.executor.spec import ModelSpec, limit_context, read_spec
+
+if TYPE_CHECKING:
+    from llmos.config import ModelConfig
 
 PAGE_SIZE = 64
 _CPU_KV_GIB = 1.0

@@ -1,6 +1,6 @@
 """What the HTTP gateway costs: 256 streams of a fake model, over HTTP and over the ZeroMQ port, in turns.
 
-    python bench/http.py                 # about a minute; --streams, --tokens, --step-ms, --workers
+    python bench/http_load.py                 # about a minute; --streams, --tokens, --step-ms, --workers
 
 Delay of a token: from the moment in which the microkernel's word reaches a process that reads the kernel port itself (a sequence of its
 own in the same batch, so its token comes with the same step) to the moment in which the client has the token's bytes. Steps last
