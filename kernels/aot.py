@@ -30,8 +30,8 @@ from llmos.kernels.variants import Variant
 
 ARCHITECTURES = (90, 80, 100)
 TABLE = Path(__file__).with_name("aot_table.json")
-# Another version of Triton than the recorded one may need this much more.
-_SLACK = {"registers": 48, "stack": 64, "shared": 4096}
+# Another version of Triton than the recorded one may need this much more: 3.6 takes up to 84 registers more than 3.9.
+_SLACK = {"registers": 96, "stack": 64, "shared": 4096}
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 Needs = dict[str, int]

@@ -99,7 +99,7 @@ def test_more_than_recorded_is_reported():
     assert aot.compare("a", 90, {**needs, "stack": 8}, table) == ["a sm_90: stack 8, recorded 0"]
     assert len(aot.compare("b", 90, needs, table)) == len(aot.compare("a", 80, needs, table)) == 1
     other = {**table, "triton": "0.0"}  # another compiler may differ a little
-    assert aot.compare("a", 90, {**needs, "registers": 60}, other) == []
+    assert aot.compare("a", 90, {**needs, "registers": 100}, other) == []
     assert aot.compare("a", 90, {**needs, "shared": 2**16}, other) == ["a sm_90: shared 65536, recorded 512"]
 
 
