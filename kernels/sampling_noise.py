@@ -47,7 +47,7 @@ def gumbel(key, token_ids):  # type: ignore[no-untyped-def]
     """float32 noise of int32 token ids."""
     hashes = mix32(mix32(token_ids.to(tl.uint32) * STRIDE + key.to(tl.uint32)) ^ (key >> 32).to(tl.uint32))
     # -log(u) where u is near 1: from 1 - u, which the complement of the hash has in full precision, by the series of log(1 - x).
-    rest = ((~hashes).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    rest = ((hashes ^ 0xFFFF_FFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     series = rest * (1.0 / 8.0) + 1.0 / 7.0
     series = series * rest + 1.0 / 6.0
     series = series * rest + 1.0 / 5.0
