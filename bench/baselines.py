@@ -134,6 +134,9 @@ class Baseline:
         self._chatter.close()
 
     def tokens_per_s(self, prompts: list[list[int]], output_tokens: int) -> float:
+        return len(prompts) * output_tokens / self.seconds(prompts, output_tokens)
+
+    def seconds(self, prompts: list[list[int]], output_tokens: int) -> float:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"prompts": prompts, "output_tokens": output_tokens}) + "\n")
         self._process.stdin.flush()
@@ -141,7 +144,7 @@ class Baseline:
         expected = len(prompts) * output_tokens
         if result["output_tokens"] != expected:
             raise RuntimeError(f"{self.name} made {result['output_tokens']} of {expected} tokens")
-        return float(expected / result["seconds"])
+        return float(result["seconds"])
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -28,6 +28,7 @@ name = "bench"
 path = "{model}"
 backend = "{backend}"
 threads = {threads}
+weights = "{weights}"
 
 [http]
 {http}
@@ -49,6 +50,7 @@ class Daemon:
         timeout_s: float = 180.0,
         backend: str = "cpu",
         http_workers: int = 0,
+        weights: str = "as_is",
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="llmos-"))
         self.run_dir = self._folder / "run"
@@ -57,6 +59,7 @@ class Daemon:
         self._process: subprocess.Popen[str] | None = None
         values = {"model": model, "state": self._folder / "state", "threads": threads, "max_rows": max_rows}
         values["http"] = f'address = "127.0.0.1:0"\nworkers = {http_workers}' if http_workers else "enabled = false"
+        values["weights"] = weights
         self._config = self._folder / "llmosd.toml"
         self._config.write_text(CONFIG.format(timeout=timeout_s, backend=backend, **values))
 

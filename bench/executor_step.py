@@ -35,12 +35,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--weights", default="as_is", choices=("as_is", "int8", "int4"))
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     model = arguments.model or random_model(arguments.work_dir, Shape())
     pages = max(arguments.rows) * pages_for(max(arguments.context) + 2 * arguments.steps + 8)
     config = ModelConfig(
-        "bench", path=str(model), backend="cpu", page_size=PAGE_SIZE, num_pages=pages, threads=arguments.threads
+        "bench",
+        path=str(model),
+        backend="cpu",
+        page_size=PAGE_SIZE,
+        num_pages=pages,
+        threads=arguments.threads,
+        weights=arguments.weights,
     )
     backend = CpuBackend.open(config, model, Limits(max(arguments.rows), 1 << 20), lambda: None)
     floor_s = weight_bytes(model) / memory_bandwidth(arguments.threads)

@@ -1,4 +1,4 @@
-"""Times `PackedLinear` against `F.linear` on weights that are not in cache: `python bench/linear.py`."""
+"""Times the packed products against `F.linear` on weights that are not in cache: `python bench/linear.py`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmos.services.executor.linear import make_linear
 
+FORMATS = ((torch.bfloat16, "as_is"), (torch.float32, "as_is"), (torch.bfloat16, "int8"), (torch.bfloat16, "int4"))
 CACHE_BYTES = 128 << 20  # weights are cycled over at least this much memory
 
 
@@ -29,15 +30,16 @@ def main() -> None:
     size_in, size_out = (int(side) for side in arguments.shape.split("x"))
     print(f"{size_in} -> {size_out}, {arguments.threads} threads; milliseconds a call, lower third of all calls")
     with torch.inference_mode():
-        for dtype in (torch.bfloat16, torch.float32):
-            report(dtype, size_in, size_out, arguments.rows, arguments.repeats)
+        for dtype, weights in FORMATS:
+            report(dtype, weights, (size_in, size_out), arguments.rows, arguments.repeats)
 
 
-def report(dtype: torch.dtype, size_in: int, size_out: int, row_counts: list[int], repeats: int) -> None:
-    """One line per row count: both times, their ratio and the packed layer's weight bandwidth."""
+def report(dtype: torch.dtype, packing: str, shape: tuple[int, int], row_counts: list[int], repeats: int) -> None:
+    """One line per row count: both times, their ratio and the bandwidth at which `F.linear`'s weights would have been read."""
+    size_in, size_out = shape
     size = size_in * size_out * dtype.itemsize
     weights = [torch.randn(size_out, size_in).mul_(0.02).to(dtype) for _ in range(max(2, CACHE_BYTES // size))]
-    layers = [make_linear(weight) for weight in weights]
+    layers = [make_linear(weight, None, packing) for weight in weights]
     for rows in row_counts:
         x32 = torch.randn(rows, size_in)
         x = x32.to(dtype)

@@ -1,8 +1,8 @@
 """Compile every kernel variant for GPUs that are not here, and compare what they need with a recorded table.
 
 `python -P -m llmos.kernels.aot` compiles all variants for sm_80, sm_90 and sm_100 and says what has grown beyond `aot_table.json`;
-`--write` records what is found. Registers, stack (where spilled registers go) and shared memory are read from the machine code with the
-tools that come with Triton. It needs its own process without TRITON_INTERPRET, which changes what a kernel is. Nothing here is a speed.
+`--write` records what the table lacks. Registers, stack (where spilled registers go) and shared memory are read from the machine code with
+the tools that come with Triton. It needs its own process without TRITON_INTERPRET, which changes what a kernel is. Nothing here is a speed.
 """
 
 from __future__ import annotations
@@ -75,20 +75,42 @@ def read_table() -> dict[str, Any]:
     return json.loads(TABLE.read_text()) if TABLE.exists() else {"triton": "", "variants": {}}
 
 
-def check(variants: Iterable[Variant], architectures: Iterable[int], *, record: bool) -> list[str]:
-    """Compile all; what exceeds the table, or a table with what was found, written after each variant."""
-    table, exceeding = read_table(), []
+def check(variants: Iterable[Variant], architectures: Iterable[int]) -> list[str]:
+    """Compile all; what exceeds the table."""
+    table = read_table()
+    return [
+        line
+        for architecture, variant in product(architectures, list(variants))
+        for line in compare(variant.name, architecture, _measure(variant, architecture), table)
+    ]
+
+
+def record(variants: Iterable[Variant], architectures: Iterable[int], *, again: bool) -> None:
+    """Compile what the table lacks, or all `again`; the table is written after each, so that this can be interrupted."""
     for architecture, variant in product(architectures, list(variants)):
-        started = time.monotonic()
-        needs = compile_variant(variant, architecture)
-        text = ", ".join(f"{value} {key}" for key, value in needs.items())
-        print(f"{variant.name} sm_{architecture}: {text} ({time.monotonic() - started:.1f} s)", flush=True)
-        if record:
+        known = read_table()["variants"].get(variant.name, {})
+        if again or str(architecture) not in known:
+            needs = _measure(variant, architecture)
+            table = read_table()  # another process may have written meanwhile
             table["variants"].setdefault(variant.name, {})[str(architecture)] = needs
             write_table(table)
-        else:
-            exceeding += compare(variant.name, architecture, needs, table)
-    return exceeding
+
+
+def _measure(variant: Variant, architecture: int) -> Needs:
+    """`compile_variant`, with a line that says what it found."""
+    started = time.monotonic()
+    needs = compile_variant(variant, architecture)
+    text = ", ".join(f"{value} {key}" for key, value in needs.items())
+    print(f"{variant.name} sm_{architecture}: {text} ({time.monotonic() - started:.1f} s)", flush=True)
+    return needs
+
+
+def forget(names: set[str]) -> None:
+    """Of the table, keep only these variants; none if another Triton compiled them."""
+    table = read_table()
+    kept = table["variants"] if table["triton"] == triton.__version__ else {}
+    table["variants"] = {name: needs for name, needs in kept.items() if name in names}
+    write_table(table)
 
 
 def write_table(table: dict[str, Any]) -> None:
@@ -96,7 +118,7 @@ def write_table(table: dict[str, Any]) -> None:
     lines = ",\n".join(
         f"  {json.dumps(name)}: {json.dumps(needs)}" for name, needs in sorted(table["variants"].items())
     )
-    new = TABLE.with_suffix(".new")
+    new = TABLE.with_suffix(f".{os.getpid()}")
     new.write_text(f'{{"triton": {json.dumps(triton.__version__)}, "variants": {{\n{lines}\n}}}}\n')
     new.replace(TABLE)
 
@@ -105,7 +127,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, 90 for sm_90")
     parser.add_argument("--only", default="", help="regular expression that variant names must match")
-    parser.add_argument("--write", action="store_true", help=f"record the results in {TABLE.name}")
+    parser.add_argument("--write", action="store_true", help=f"record what {TABLE.name} lacks")
+    parser.add_argument("--again", action="store_true", help="record also what it has")
     parser.add_argument("--list", action="store_true", help="print the variants' names and compile nothing")
     args = parser.parse_args()
     everything = list(all_variants())
@@ -113,12 +136,14 @@ def main() -> int:
     if args.list:
         print(*(variant.name for variant in chosen), sep="\n")
         return 0
-    if args.write:
-        table, names = read_table(), {variant.name for variant in everything}
-        write_table({"variants": {name: needs for name, needs in table["variants"].items() if name in names}})
+    exceeding: list[str] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        exceeding = check(chosen, args.arch, record=args.write)
+        if args.write or args.again:
+            forget({variant.name for variant in everything})
+            record(chosen, args.arch, again=args.again)
+        else:
+            exceeding = check(chosen, args.arch)
     print(*exceeding, sep="\n", file=sys.stderr)
     return 1 if exceeding else 0
 

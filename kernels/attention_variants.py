@@ -32,7 +32,7 @@ PREFILL = [
     (F16, 80, 1, 16, ()),
     (F32, 128, 16, 128, ()),
 ]
-# Descriptors are for sm_90 and later; there is no way to say so in a variant, and earlier GPUs get them compiled to plain loads.
+# For sm_90 and later. A variant can not say so: for earlier GPUs Triton has to make plain loads of them.
 WITH_DESCRIPTORS = (BF16, 128, 4, 64, ("descriptors",))
 
 

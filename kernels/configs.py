@@ -34,8 +34,8 @@ class PrefillConfig:
     num_stages: int
 
 
-# (bytes per element of K and V, head size padded to a power of two). Decode: two programs per multiprocessor with three stages of
-# 32 KiB of K and V keep about 130 KiB in flight, four times what 4.3 TB/s at a microsecond of latency needs per multiprocessor.
+# (bytes per element of K and V, head size padded to a power of two). Decode: n stages are n - 1 tiles of K and V ahead. With
+# two programs per multiprocessor that is up to 190 KiB in flight, several times what 4.3 TB/s at a microsecond of latency needs.
 DECODE = {
     (1, 64): DecodeConfig(tile=128, num_warps=4, num_stages=3, programs_per_sm=2),
     (1, 128): DecodeConfig(tile=128, num_warps=4, num_stages=3, programs_per_sm=2),

@@ -281,6 +281,6 @@ def _merge(  # type: ignore[no-untyped-def]
         total = total * decay + tl.sum(factors * sums, 0)
         attended = attended * decay[:, None] + tl.sum(factors[:, :, None] * values, 0)
         best = new_best
-    result = attended / total[:, None]
+    result = attended / tl.where(group < GROUPS, total, 1.0)[:, None]
     used = (group < GROUPS)[:, None] & (dim < HEAD_DIM)[None, :]
     tl.store(target + group[:, None] * out_head_stride + dim[None, :], result.to(target.dtype.element_ty), mask=used)

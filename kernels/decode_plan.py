@@ -148,10 +148,9 @@ class DecodePlan:
         self.deterministic, self.split_pages, self.max_splits = deterministic, split_pages, max_splits
         groups = num_heads // num_kv_heads
         num_partials = max_batch * num_kv_heads * max_splits if deterministic else 2 * num_programs
-        integers = {"dtype": torch.int32, "device": device}
-        self.entries = torch.zeros(max_batch, ENTRY_COLUMNS.value, **integers)
-        self.programs = torch.zeros(num_programs, PROGRAM_COLUMNS.value, **integers)
-        self.counters = torch.zeros(max_batch * num_kv_heads, **integers)
+        self.entries = torch.zeros(max_batch, ENTRY_COLUMNS.value, dtype=torch.int32, device=device)
+        self.programs = torch.zeros(num_programs, PROGRAM_COLUMNS.value, dtype=torch.int32, device=device)
+        self.counters = torch.zeros(max_batch * num_kv_heads, dtype=torch.int32, device=device)
         self.partials = torch.empty(num_partials, groups, head_dim, dtype=torch.float32, device=device)
         self.stats = torch.empty(num_partials, 2, groups, dtype=torch.float32, device=device)  # maximum, sum
         self.batch = 0

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the same names once more, so that type checkers know what t
     from llmos.errors import Unavailable as Unavailable
     from llmos.errors import VersionMismatch as VersionMismatch
     from llmos.errors import WrongState as WrongState
+    from llmos.protocol.params import Grammar as Grammar
     from llmos.protocol.params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _PUBLIC = {
     "AsyncClient": "llmos.client.aio",
     "Sequence": "llmos.client.sequence",
     "AsyncSequence": "llmos.client.asequence",
+    "Grammar": "llmos.protocol.params",
     "SamplingParams": "llmos.protocol.params",
     "Completion": "llmos.client.types",
     "Chunk": "llmos.client.types",

@@ -43,6 +43,7 @@ class FinishReason(IntEnum):
     IDLE = 12  # an open sequence that nobody used for too long
     POISONED = 13  # it killed the executor again and again
     JOURNAL_CORRUPT = 14  # the microkernel died, and part of what the journal said of it is damaged
+    GRAMMAR_FAILED = 15  # its grammar came to a point from which no token leads on, or took too much to compute
 
     @property
     def is_failure(self) -> bool:
@@ -56,6 +57,7 @@ class FinishReason(IntEnum):
             self.DEPENDENCY,
             self.POISONED,
             self.JOURNAL_CORRUPT,
+            self.GRAMMAR_FAILED,
         )
 
 

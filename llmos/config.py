@@ -176,6 +176,12 @@ class ModelConfig:
         "Number format of weights and KV cache; auto = bfloat16 on a GPU, else as the checkpoint says.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    weights: str = key(
+        "as_is",
+        "How weight matrices are kept on the processor: as_is = in dtype; int8, int4 = rounded at load, for half or a quarter of the "
+        "memory of bfloat16 and a little less quality.",
+        choices=("as_is", "int8", "int4"),
+    )
     page_size: int = key(0, "KV cache page; 0 = 64 on a GPU, else 16.", unit="tokens", low=0, high=1024)
     num_pages: int = key(
         0, "KV cache pages; 0 = as many as kv_cache_gib holds.", unit="pages", low=0, high=MAX_KV_PAGES

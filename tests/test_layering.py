@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "llmos.toml_tables": STDLIB,
     "llmos.http_place": STDLIB | PROTOCOL | {"llmos.ports.endpoint", "llmos.tcp_address", "msgspec"},
     "llmos.http_links": STDLIB | {"msgspec"},
+    "llmos.tools": STDLIB | PROTOCOL | {"llmos.tools"},
     "llmos.config": STDLIB | PROTOCOL | {"llmos.http_place", "llmos.log", "llmos.tcp_address", "llmos.toml_tables"},
 }
 KERNEL_HEAVY = HEAVY - {"numpy"}  # per-row arrays may be numpy columns where a measurement shows that it pays
@@ -66,8 +67,12 @@ MUST_NOT_IMPORT = {
     "llmos.services.base": HEAVY | NOT_FOR_SERVICES | {"llmos.kernels"},
     "llmos.services.storage": HEAVY | NOT_FOR_SERVICES | {"llmos.kernels"},
     "llmos.services.gateway": HEAVY | NOT_FOR_SERVICES | {"llmos.kernels"},
+    "llmos.services.text": NOT_FOR_SERVICES | {"torch", "triton", "zmq", "llmos.kernels"},
+    "llmos.services.grammar": NOT_FOR_SERVICES | {"torch", "triton", "transformers", "zmq", "llmos.kernels"},
     "llmos.services.tokenizer": NOT_FOR_SERVICES | {"torch", "triton", "llmos.kernels"},
 }
+# What services may import beside themselves: code that more than one of them needs, and that is no service.
+SHARED = ("llmos.services.base", "llmos.services.text", "llmos.services.grammar")
 # The one exception: the microkernel's shell uses what every child process uses around its work.
 EXCEPTIONS = {("llmos.microkernel.main", "llmos.services.base")}
 
@@ -120,7 +125,7 @@ def violations(name, imported):
             bad.add(target)
         if within(name, "llmos.services") and within(target, "llmos.services"):
             mine = ".".join(name.split(".")[:3])
-            if not within(target, "llmos.services.base") and not within(target, mine):
+            if not any(within(target, package) for package in (*SHARED, mine)):
                 bad.add(target)
     return sorted(bad)
 

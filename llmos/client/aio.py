@@ -155,7 +155,9 @@ class AsyncClient:
         return await draw_samples(self, prompt, n, options)
 
     @overload
-    async def embed(self, texts: TokensLike, **options: Unpack[EncodeOptions]) -> Embedding: ...
+    async def embed(  # type: ignore[overload-overlap]  # a str is one text, though also an iterable of them
+        self, texts: TokensLike, **options: Unpack[EncodeOptions]
+    ) -> Embedding: ...
 
     @overload
     async def embed(self, texts: Iterable[TokensLike], **options: Unpack[EncodeOptions]) -> list[Embedding]: ...

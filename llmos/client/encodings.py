@@ -28,7 +28,7 @@ from llmos.protocol.messages import Embed, Embedded
 if TYPE_CHECKING:
     from llmos.client.aio import AsyncClient
 
-_AT_ONCE = 256
+_AT_ONCE = 128
 
 
 def embed_request(text: Any, second: Any, model: str | None, options: Mapping[str, Any]) -> Embed:

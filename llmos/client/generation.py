@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 
 from llmos.client._core import Sink
+from llmos.client.chat import split_calls
 from llmos.client.types import Chunk, Completion, PromptToken
 from llmos.codes import FinishReason
 from llmos.errors import LlmosError, ProtocolError, SequenceFailed, Unavailable
@@ -62,6 +63,7 @@ class Generation:
         self.wants_logprobs = False
         self._start = start
         self._model = ""
+        self._tool_family: str | None = None
         self._sink = sink
         self._on_lost = on_lost
         self._text: list[str] = []
@@ -109,6 +111,9 @@ class Generation:
             return None  # it may be somebody else's: nothing is ended
         self.accepted = True
         self.rid, self.prompt_tokens, self._model = message.rid, message.prompt_tokens, message.model
+        self._tool_family = (
+            message.tool_family or self._tool_family
+        )  # who asks for the rest did not say what the tools are
         return None
 
     def _tokens(self, message: Tokens) -> Message | None:
@@ -165,16 +170,20 @@ class Generation:
             self._sink(Chunk(message.text, (), self.upto, None, message.rid))
         if self._logprobs:
             self._pad_logprobs()
+        text = "".join(self._text)
+        said, calls = (None, ()) if self._tool_family is None else split_calls(self._tool_family, text, message.rid)
         self._sink(
             Completion(
                 message.rid,
                 self._model,
-                "".join(self._text),
+                text,
                 tuple(self._ids),
                 reason.name.lower(),
                 message.stop_string,
                 message.usage,
                 tuple(self._logprobs) if self._logprobs else None,
                 tuple(self._prompt) if self._prompt else None,
+                calls,
+                said,
             )
         )

@@ -7,10 +7,10 @@ they mean for the wire is in `requests.py` and `sampling.py`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
-from llmos.protocol.messages import ChatMessage
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.messages import ChatMessage, Tool
+from llmos.protocol.params import Grammar, SamplingParams
 
 
 class HasRid(Protocol):
@@ -20,7 +20,13 @@ class HasRid(Protocol):
     def rid(self) -> int: ...
 
 
-ChatLike = ChatMessage | Mapping[str, str]
+class HasSchema(Protocol):
+    """A pydantic model class."""
+
+    def model_json_schema(self) -> dict[str, Any]: ...
+
+
+ChatLike = ChatMessage | Mapping[str, Any]
 PromptLike = str | Sequence[int] | Sequence[ChatLike]
 TokensLike = str | Sequence[int]
 SequenceLike = int | HasRid
@@ -28,7 +34,8 @@ PageWord = Literal["keep", "swap", "drop"]
 
 
 class Sampling(TypedDict, total=False):
-    """The fields of `SamplingParams`; they win over `params`."""
+    """The fields of `SamplingParams`; they win over `params`. `json_schema` (a dict, text, a pydantic model, or True for any object),
+    `regex` and `choice` are short for a `grammar`; a text as `grammar` is Lark."""
 
     params: SamplingParams | None
     temperature: float | None
@@ -47,6 +54,10 @@ class Sampling(TypedDict, total=False):
     ignore_eos: bool
     logprobs: int | None
     prompt_logprobs: int | None
+    grammar: Grammar | str | None
+    json_schema: Mapping[str, Any] | str | bool | HasSchema | None
+    regex: str | None
+    choice: Collection[str] | None
 
 
 class OutputOptions(Sampling, total=False):
@@ -89,4 +100,9 @@ class ScoringOptions(SpawnOptions, total=False):
 
 
 class GenerateOptions(OutputOptions, SpawnOptions, total=False):
-    pass
+    """`tools`: functions that the model may call, as `Tool`s or as dicts in OpenAI's form; a chat only. `tool_choice`: "auto", "none",
+    "required" or "function:NAME". `parallel_tool_calls` False: a required call is the only one."""
+
+    tools: Iterable[Tool | Mapping[str, Any]]
+    tool_choice: str
+    parallel_tool_calls: bool

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmos.client.chat import parse_message
 from llmos.client.checked import utf8_size
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
@@ -72,18 +73,9 @@ def _parse_chat(field: str, items: list[Any]) -> tuple[ChatMessage, ...]:
     messages: list[ChatMessage] = []
     for place, item in enumerate(items):
         where = f"{field}[{place}]"
-        if isinstance(item, ChatMessage):
-            item = {"role": item.role, "content": item.content}
-        if not isinstance(item, Mapping):
-            raise InvalidRequest(f"{where}: expected a chat message, got {type(item).__name__}", field=field)
-        if unknown := set(item) - {"role", "content"}:
-            raise InvalidRequest(f"{where}: unknown key {sorted(map(str, unknown))[0]!r}", field=field)
-        parts = {key: item.get(key) for key in ("role", "content")}
-        for key, value in parts.items():
-            if not isinstance(value, str):
-                raise InvalidRequest(f"{where}.{key}: expected a str, got {type(value).__name__}", field=field)
-            size += utf8_size(f"{where}.{key}", value, field=field)
-        messages.append(ChatMessage(str(parts["role"]), str(parts["content"])))
+        message, length = parse_message(where, item, field)
+        messages.append(message)
+        size += length
     _check_size(field, size)
     return tuple(messages)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from llmos.client.chat import parse_tools
 from llmos.client.checked import (
     checked_after,
     checked_deadline_ms,
@@ -16,13 +17,14 @@ from llmos.client.checked import (
     checked_nice,
     checked_offset,
     checked_rid,
+    utf8_size,
 )
 from llmos.client.options import GenerateOptions, OutputOptions, SpawnOptions
 from llmos.client.prompts import parse_prompt, parse_tokens
-from llmos.client.sampling import FIELDS, merge_params, refuse_unknown
+from llmos.client.sampling import OPTIONS, merge_params, refuse_unknown
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
-from llmos.protocol.messages import Append, Attach, Continue, Generate, Message, Spawn, Tokenize
+from llmos.protocol.messages import Append, Attach, Continue, Generate, Message, Spawn, Tokenize, Tool
 from llmos.protocol.params import SamplingParams
 
 _LEAST_DEADLINE_MS = 0.001  # so that the daemon says in its own words that it has passed
@@ -38,7 +40,23 @@ def generate_request(prompt: Any, model: str | None, options: Mapping[str, Any])
     params, deadline_ms = _output(options)
     name, nice, parent, after = placement(model, options)
     key = request_id(options)
-    return lambda req: Generate(req, name, text, token_ids, messages, params, key, nice, deadline_ms, parent, after)
+    tools, choice, parallel = _tools(options)
+    return lambda req: Generate(
+        req,
+        name,
+        text,
+        token_ids,
+        messages,
+        params,
+        key,
+        nice,
+        deadline_ms,
+        parent,
+        after,
+        tools=tools,
+        tool_choice=choice,
+        parallel_tool_calls=parallel,
+    )
 
 
 def spawn_request(prompt: Any, model: str | None, options: Mapping[str, Any]) -> Build[Spawn]:
@@ -102,8 +120,21 @@ def aged(build: Build[Message], seconds: Callable[[], float]) -> Build[Message]:
 
 def _output(options: Mapping[str, Any]) -> tuple[SamplingParams, float | None]:
     """How an output is made, and by when."""
-    sampling = {name: options[name] for name in FIELDS if name in options}
+    sampling = {name: options[name] for name in OPTIONS if name in options}
     return merge_params(options.get("params"), sampling), checked_deadline_ms(options.get("deadline_s"))
+
+
+def _tools(options: Mapping[str, Any]) -> tuple[tuple[Tool, ...], str, bool]:
+    """(tools, choice, whether several calls may be made)."""
+    choice, parallel = options.get("tool_choice", "auto"), options.get("parallel_tool_calls", True)
+    if not isinstance(choice, str):
+        raise InvalidRequest(f"tool_choice: expected a str, got {type(choice).__name__}", field="tool_choice")
+    if not isinstance(parallel, bool):
+        kind = type(parallel).__name__
+        raise InvalidRequest(f"parallel_tool_calls: expected a bool, got {kind}", field="parallel_tool_calls")
+    utf8_size("tool_choice", choice)
+    tools = parse_tools(options["tools"]) if options.get("tools") is not None else ()
+    return tools, choice, parallel
 
 
 def placement(model: str | None, options: Mapping[str, Any]) -> tuple[str | None, int, int | None, tuple[int, ...]]:

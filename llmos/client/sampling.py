@@ -9,18 +9,22 @@ from typing import Any
 import msgspec
 
 from llmos.client.checked import utf8_size
+from llmos.client.grammars import GRAMMAR_OPTIONS, take_grammar
 from llmos.errors import InvalidRequest
 from llmos.protocol.params import SamplingParams
 
 FIELDS = SamplingParams.__struct_fields__
+OPTIONS = (*FIELDS, *GRAMMAR_OPTIONS)
 
 
 def merge_params(params: SamplingParams | None, sampling: Mapping[str, Any]) -> SamplingParams:
     """`params` with keyword arguments on top, checked. `stop` may be one string, `logit_bias` a dict."""
     if params is not None and not isinstance(params, SamplingParams):
         raise InvalidRequest(f"params: expected SamplingParams, got {type(params).__name__}", field="params")
-    refuse_unknown(sampling, FIELDS)
-    values: dict[str, Any] = {name: getattr(params or SamplingParams(), name) for name in FIELDS} | dict(sampling)
+    refuse_unknown(sampling, OPTIONS)
+    given = dict(sampling)
+    take_grammar(given)
+    values: dict[str, Any] = {name: getattr(params or SamplingParams(), name) for name in FIELDS} | given
     if isinstance(values["stop"], str):
         values["stop"] = (values["stop"],)
     if isinstance(values["logit_bias"], Mapping):

@@ -109,7 +109,9 @@ class Client:
         return Sequence(self, self._inner.sequence(rid))
 
     @overload
-    def embed(self, texts: TokensLike, **options: Unpack[EncodeOptions]) -> Embedding: ...
+    def embed(  # type: ignore[overload-overlap]  # a str is one text, though also an iterable of them
+        self, texts: TokensLike, **options: Unpack[EncodeOptions]
+    ) -> Embedding: ...
 
     @overload
     def embed(self, texts: Iterable[TokensLike], **options: Unpack[EncodeOptions]) -> list[Embedding]: ...
@@ -118,7 +120,7 @@ class Client:
         self, texts: TokensLike | Iterable[TokensLike], **options: Unpack[EncodeOptions]
     ) -> Embedding | list[Embedding]:
         """The same as `AsyncClient.embed`, which see."""
-        return self._run(self._inner.embed(texts, **options))
+        return self._run(self._inner.embed(texts, **options))  # type: ignore[return-value]
 
     samples = blocking(AsyncClient.samples)
     classify = blocking(AsyncClient.classify)

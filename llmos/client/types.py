@@ -23,6 +23,7 @@ from llmos.protocol.messages import (
     StatusReply,
     TenantRow,
     TokenLogprobs,
+    ToolCall,
     Usage,
 )
 from llmos.protocol.params import SamplingParams
@@ -49,6 +50,7 @@ __all__ = [
     "TenantRow",
     "TokenLogprobs",
     "Tokenization",
+    "ToolCall",
     "Usage",
 ]
 
@@ -83,7 +85,8 @@ class PromptToken:
 class Completion:
     """A finished answer. `finish_reason`: stop, length, cancelled, killed, closed or idle; failures raise `SequenceFailed` instead.
 
-    `stop_string` is the stop string that ended the text, which does not contain it.
+    `stop_string` is the stop string that ended the text, which does not contain it. `tool_calls`: complete calls of tools in it, if it
+    was asked for with tools.
     """
 
     rid: int
@@ -95,6 +98,13 @@ class Completion:
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[PromptToken, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    said: str | None = None
+
+    @property
+    def content(self) -> str:
+        """The text without calls of tools."""
+        return self.text if self.said is None else self.said
 
     def __str__(self) -> str:
         return self.text

@@ -11,6 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from llmos.client.sync import Client
 from llmos.ctl.notices import OutageNotices
+from llmos.errors import InvalidRequest
 
 RunDir = Annotated[
     str | None,
@@ -63,6 +65,19 @@ class Output:
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text; repeatable.")] = (
         None
     )
+    json_schema: Annotated[
+        Path | None,
+        typer.Option("--json-schema", help="The answer is JSON that fits the schema in this file.", metavar="FILE"),
+    ] = None
+    regex: Annotated[str | None, typer.Option("--regex", help="The whole answer matches this regular expression.")] = (
+        None
+    )
+    choice: Annotated[
+        list[str] | None, typer.Option("--choice", help="The answer is one of these texts; repeatable.")
+    ] = None
+    grammar: Annotated[
+        Path | None, typer.Option("--grammar", help="The answer fits the Lark grammar in this file.", metavar="FILE")
+    ] = None
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False
     deadline: Annotated[
         float | None, typer.Option("--deadline", help="Give up if it still waits after this many seconds.")
@@ -71,7 +86,8 @@ class Output:
 
     def options(self) -> dict[str, Any]:
         """What was given, as keyword arguments of the SDK's `generate`."""
-        return _given(self, deadline="deadline_s", timeout="timeout_s")
+        given = _given(self, deadline="deadline_s", timeout="timeout_s")
+        return given | {name: _content(name, given[name]) for name in ("json_schema", "grammar") if name in given}
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,13 @@ def _fields(group: Any) -> list[inspect.Parameter]:
 def _given(group: Output | Placement, **renamed: str) -> dict[str, Any]:
     values = {field.name: (getattr(group, field.name), field.default) for field in dataclasses.fields(group)}
     return {renamed.get(name, name): value for name, (value, default) in values.items() if value not in (default, [])}
+
+
+def _content(option: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"--{option.replace('_', '-')}: {error}", field=option) from None
 
 
 def wants_json(context: typer.Context, here: bool) -> bool:

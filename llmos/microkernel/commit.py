@@ -111,7 +111,7 @@ def _careful(
 ) -> Outcome:
     """Row by row: late results of sequences that left their row, failed rows, missing and impossible tokens."""
     came = {(row, position): token for row, position, token in samples.tolist() if 0 <= token < vocab_size}
-    went_bad = set(failed[:, 0].tolist())
+    went_bad = dict(failed.tolist())
     outcome = Outcome()
     committed: list[tuple[int, int, int]] = []
     for row, position, epoch, seq in zip(asked[0].tolist(), asked[1].tolist(), asked[2].tolist(), asked[3]):
@@ -133,8 +133,10 @@ def _careful(
             committed.append((row, position, token))
             outcome.seqs.append(seq)
             _note_end(outcome, seq, token)
+        elif row in went_bad and holds_row and _is_stuck(seq, went_bad[row]):
+            outcome.ended.append((seq, FinishReason.GRAMMAR_FAILED))
         elif row in went_bad and holds_row:
-            # An executor may only say that a row's numbers went bad; whatever reason it gives is taken as that.
+            # An executor may only say that a row's numbers went bad; whatever other reason it gives is taken as that.
             outcome.bad.append(seq)
             if not seq.may_try_again():
                 outcome.ended.append((seq, FinishReason.NUMERICAL_ERROR))
@@ -146,3 +148,8 @@ def _careful(
         outcome.rids, prompt_lens, outcome.readers = np.array(places, np.int64).T
         outcome.offsets = outcome.positions - prompt_lens
     return outcome
+
+
+def _is_stuck(seq: Sequence, reason: int) -> bool:
+    """Did its grammar come to where nothing goes on? Every executor would find the same."""
+    return reason == FinishReason.GRAMMAR_FAILED and seq.params.grammar is not None

@@ -86,7 +86,7 @@ class RowTable:
         self.computed[row] = self.computed_at_start[row] = num_computed
         self.capacity[row] = len(seq.page_table) * page_size
         self.max_len[row] = seq.max_len
-        self.min_len[row] = seq.prompt_len + seq.params.min_tokens
+        self.min_len[row] = seq.prompt_len + seq.params.least_output
         self.indexed[row] = num_computed // page_size
         self.rid[row] = seq.rid
         self.prompt_len[row] = seq.prompt_len

@@ -198,7 +198,7 @@ class Sequence:
 
     def ends_with(self, token: int) -> FinishReason | None:
         """Why the turn ends now that `token` was appended, or None."""
-        if token in self.stop_ids and self.num_output > self.params.min_tokens:
+        if token in self.stop_ids and self.num_output > self.params.least_output:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.tokens) >= self.max_len else None
 

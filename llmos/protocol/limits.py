@@ -23,6 +23,15 @@ MAX_TEMPERATURE = 100.0
 MAX_PENALTY_ABS = 10.0
 MAX_REPETITION_PENALTY = 10.0
 MAX_REQUEST_ID_CHARS = 64
+MAX_GRAMMAR_BYTES = 64 * 1024  # a JSON schema, choices, a Lark or GBNF grammar
+MAX_REGEX_BYTES = 4096
+MAX_GRAMMAR_DEPTH = 32  # of a JSON schema
+MAX_GRAMMAR_ITEMS = 2048  # schemas, properties and enum entries of a JSON schema; choices
+MAX_GRAMMAR_REPEATS = 10_000  # of a part of a regular expression, nested repetitions multiplied
+MAX_GRAMMAR_CPU_S = 1.0  # to compile it and to find its first token
+MAX_TOOLS = 128
+MAX_TOOL_NAME_CHARS = 64
+MAX_TOOLS_BYTES = 256 * 1024  # names, descriptions and parameters of all tools together
 MADE_UP_REQUEST_ID = (
     "auto-"  # how a `client_request_id` begins that no caller chose: it says nothing about what may be joined
 )

@@ -12,6 +12,31 @@ import msgspec
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
 
+GRAMMAR_KINDS = ("json_schema", "json_object", "regex", "choice", "lark", "gbnf")
+NORMAL_KINDS = frozenset({"json_schema", "regex", "lark"})  # what a tokenizer service makes of them all
+
+
+class Grammar(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What the output has to look like, as data. docs/structured.md has the rules.
+
+    Attributes:
+        kind: json_schema, json_object, regex, choice, lark or gbnf.
+        text: the schema as JSON text, the regular expression, a JSON array of texts for `choice`, the grammar; "" for json_object.
+    """
+
+    kind: str
+    text: str = ""
+
+    def check(self, field: str = "grammar") -> None:
+        """Kind and size. Whether it has a meaning only a tokenizer service knows."""
+        if self.kind not in GRAMMAR_KINDS:
+            known = ", ".join(GRAMMAR_KINDS)
+            raise InvalidRequest(f"{field}: kind {self.kind[:32]!r} is not one of {known}", field=field)
+        limit = limits.MAX_REGEX_BYTES if self.kind == "regex" else limits.MAX_GRAMMAR_BYTES
+        size = len(self.text.encode("utf-8", "surrogatepass"))
+        if size > limit:
+            raise InvalidRequest(f"{field}: {size} bytes of {self.kind}, the limit is {limit}", field=field)
+
 
 class SamplingParams(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sampling settings. `None` means: the model's own generation defaults, else the neutral value.
@@ -31,6 +56,7 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True, forbid_unknow
         ignore_eos: the model's own end-of-sequence tokens do not end the sequence.
         logprobs: report the chosen token's log-probability and those of this many best ones (0 = chosen only, None = off).
         prompt_logprobs: the same for every given token but the first; only then may max_tokens be 0 (nothing but scoring).
+        grammar: the only outputs that are possible. It wins over `min_tokens`: a complete output ends.
     """
 
     temperature: float | None = None
@@ -49,6 +75,12 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True, forbid_unknow
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+    @property
+    def least_output(self) -> int:
+        """A stop token counts only after so many tokens."""
+        return self.min_tokens if self.grammar is None else 0
 
     def check(self) -> None:
         """Raise `InvalidRequest` naming the first field that is out of range."""
@@ -69,6 +101,10 @@ class SamplingParams(msgspec.Struct, array_like=True, frozen=True, forbid_unknow
                 f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})", field="min_tokens"
             )
         self._check_lists()
+        if self.grammar is not None:
+            self.grammar.check()
+            if self.ignore_eos:
+                raise InvalidRequest("ignore_eos: an output with a grammar has to end with it", field="ignore_eos")
 
     def _check_lists(self) -> None:
         _count("stop", len(self.stop), limits.MAX_STOP_STRINGS)

@@ -1,4 +1,5 @@
-"""Changes to single rows' logits before sampling: penalties, logit bias, and no stop tokens before `min_tokens`.
+"""Changes to single rows' logits before sampling: penalties, logit bias, no stop tokens before `min_tokens`, and nothing that a row's
+grammar does not allow.
 
 Few rows ask for these, so this is a loop over them. Everything is computed from the row's tokens anew at each step: there is no
 state to lose or to rebuild after a preemption.
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from llmos.protocol.params import SamplingParams
+from llmos.services.executor.grammars import Masks
 from llmos.services.executor.rows import Ints, RowTable
 
 
-def adjust_logits(logits: Tensor, rows: Ints, which: list[int], table: RowTable) -> Tensor:
+def adjust_logits(logits: Tensor, rows: Ints, which: list[int], table: RowTable, masks: Masks | None = None) -> Tensor:
     """A copy of `logits` with the adjustments of rows[i] for i in `which`."""
     adjusted = logits.clone()
     for i in which:
@@ -24,9 +26,20 @@ def adjust_logits(logits: Tensor, rows: Ints, which: list[int], table: RowTable)
         output = tokens[table.prompt_len[row] :]
         _penalize(adjusted[i], params, tokens, output)
         _bias(adjusted[i], params)
-        if len(output) < params.min_tokens:
+        if masks is not None and params.grammar is not None:
+            _mask(adjusted[i], masks.of(row))
+        elif len(output) < params.min_tokens:
             adjusted[i, _inside(params.stop_token_ids, logits.shape[1])] = float("-inf")
     return adjusted
+
+
+def _mask(logits: Tensor, mask: np.ndarray | None) -> None:
+    """`mask` None: nothing is possible."""
+    if mask is None:
+        logits.fill_(float("-inf"))
+        return
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little", count=logits.shape[0])
+    logits.masked_fill_(torch.from_numpy(bits) == 0, float("-inf"))
 
 
 def _penalize(logits: Tensor, params: SamplingParams, tokens: np.ndarray, output: np.ndarray) -> None:

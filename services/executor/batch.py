@@ -56,9 +56,10 @@ class PrefillBlock:
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """What the model computes in one step. `sample_index` picks the batch's tokens whose logits are needed, `sample_rows` their
-    rows; `positions` are those of the inputs."""
+    rows; `token_rows` and `positions` are those of the inputs. `groups` and `blocks` are for `attention.PagedAttention` only."""
 
     token_ids: Tensor
+    token_rows: Ints
     positions: Tensor
     slots: Tensor
     groups: tuple[DecodeGroup, ...]
@@ -67,9 +68,9 @@ class ForwardBatch:
     sample_rows: Ints
 
 
-def build_batch(rows: RowTable, work: Work, cache: KVCache) -> ForwardBatch:
-    """Flatten a step's work."""
-    decode, groups = _decode_groups(rows, work.decode, cache)
+def build_batch(rows: RowTable, work: Work, cache: KVCache, *, grouped: bool = True) -> ForwardBatch:
+    """Flatten a step's work; not `grouped`: without groups and blocks, decode rows in the plan's order."""
+    decode, groups = _decode_groups(rows, work.decode, cache) if grouped else (work.decode, ())
     row_parts, position_parts = [decode], [rows.length[decode] - 1]
     blocks: list[PrefillBlock] = []
     sample_index = list(range(decode.size))
@@ -78,13 +79,15 @@ def build_batch(rows: RowTable, work: Work, cache: KVCache) -> ForwardBatch:
     for chunk in work.chunks:
         row_parts.append(np.full(chunk.length, chunk.row, dtype=np.int64))
         position_parts.append(np.arange(chunk.start, chunk.end, dtype=np.int64))
-        blocks.extend(_prefill_blocks(rows, chunk, first, cache))
+        if grouped:
+            blocks.extend(_prefill_blocks(rows, chunk, first, cache))
         first += chunk.length
         if chunk.sample:
             sample_index.append(first - 1)
             sample_rows.append(chunk.row)
     token_rows, positions = np.concatenate(row_parts), np.concatenate(position_parts)
     return ForwardBatch(
+        token_rows=token_rows,
         token_ids=torch.from_numpy(rows.tokens[token_rows, positions].astype(np.int64)),
         positions=torch.from_numpy(positions),
         slots=cache.slot_index(*rows.slots_of(token_rows, positions)),

@@ -3,22 +3,94 @@
 A chunk that computes tokens [start, end) knows what the model expected at start + 1 .. end; records (llmos/protocol/prompt_logprobs.py)
 are made of those that belong to the prompt. The output layer runs over a few positions at a time: all at once would need vocabulary x
 chunk numbers. A row whose numbers are not finite is reported, as by the sampler.
+
+    wanted_scores (host) -> make_records (device, some positions at a time) -> finish_scores (host)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmos.protocol.messages import RowResult
-from llmos.protocol.prompt_logprobs import record_words
 from llmos.services.executor.rows import Chunk, Ints, RowTable
 
+if TYPE_CHECKING:
+    from llmos.protocol.messages import RowResult
+
+Words = npt.NDArray[np.int32]
 _MAX_LOGITS = 2**24  # numbers at a time: 64 MiB
 _NO_TOKEN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one chunk is asked for. `first`: where it begins in the step's batch; the position there expects `targets[0]`, which is the
+    token after `start`. `opening`: the prompt's first token, if the chunk computes it; nothing is expected of that one."""
+
+    row: int
+    start: int
+    first: int
+    targets: Ints
+    top: int
+    opening: int | None
+
+    @property
+    def words(self) -> int:
+        """4-byte words of one record."""
+        return 2 * (1 + self.top)
+
+
+def wanted_scores(first: int, chunks: Sequence[Chunk], rows: RowTable) -> list[Wanted]:
+    """Of a step's chunks, which follow each other in its batch from `first` on, those whose rows asked for scores."""
+    found = []
+    for chunk in chunks:
+        top = rows.param(chunk.row).prompt_logprobs
+        if top is not None:
+            end = min(chunk.end, int(rows.prompt_len[chunk.row]) - 1)
+            targets = rows.tokens[chunk.row, chunk.start + 1 : end + 1].astype(np.int64)
+            opening = int(rows.tokens[chunk.row, 0]) if chunk.start == 0 else None
+            if len(targets) or opening is not None:
+                found.append(Wanted(chunk.row, chunk.start, first, targets, top, opening))
+        first += chunk.length
+    return found
+
+
+def make_records(logits: Tensor, targets: Tensor, top: int) -> Tensor:
+    """logits [n, vocabulary] of positions that expect `targets` (int64[n]) -> int32[n, words]; NaN where they are not finite."""
+    raw = logits.float()
+    total = raw.logsumexp(1, keepdim=True)
+    own = raw.gather(1, targets[:, None]) - total
+    own = torch.where(raw.sum(1, keepdim=True).isfinite(), own, float("nan"))
+    count = min(top, raw.shape[1])
+    best, ids = torch.topk(raw, count, dim=1)
+    ids, values = ids.int(), best - total
+    if count < top:  # the vocabulary is smaller
+        missing = (raw.shape[0], top - count)
+        ids = torch.cat((ids, ids.new_full(missing, _NO_TOKEN)), 1)
+        values = torch.cat((values, values.new_full(missing, float("-inf"))), 1)
+    return torch.cat((targets[:, None].int(), own.view(torch.int32), ids, values.view(torch.int32)), 1)
+
+
+def finish_scores(wanted: Sequence[Wanted], records: Sequence[Words]) -> tuple[tuple[RowResult, ...], list[int]]:
+    """The results, and the rows that failed."""
+    from llmos.protocol.messages import RowResult
+
+    results: list[RowResult] = []
+    failed: list[int] = []
+    for each, words in zip(wanted, records):
+        if not np.isfinite(words.view("<f4")[:, 1]).all():
+            failed.append(each.row)
+        elif each.opening is not None:
+            results.append(RowResult(each.row, 0, _opening(each.opening, each.top).tobytes() + words.tobytes()))
+        else:
+            results.append(RowResult(each.row, each.start + 1, words.tobytes()))
+    return tuple(results), failed
 
 
 def score_prompts(
@@ -29,52 +101,25 @@ def score_prompts(
     chunks: Sequence[Chunk],
     rows: RowTable,
 ) -> tuple[tuple[RowResult, ...], list[int]]:
-    """Records of the chunks whose rows asked for them, and rows that failed. hidden: [tokens, hidden] of a step's batch, in which the
-    chunks follow each other from `first` on. `logits`: hidden [n, hidden] -> float32 [n, vocabulary]."""
-    results: list[RowResult] = []
-    failed: list[int] = []
-    for chunk in chunks:
-        top = rows.param(chunk.row).prompt_logprobs
-        if top is not None:
-            end = min(chunk.end, int(rows.prompt_len[chunk.row]) - 1)
-            targets = rows.tokens[chunk.row, chunk.start + 1 : end + 1].astype(np.int64)
-            records = _records(logits, max(1, _MAX_LOGITS // vocab_size), hidden[first:], targets, top)
-            if records is None:
-                failed.append(chunk.row)
-            elif chunk.start == 0:
-                own = _first_record(int(rows.tokens[chunk.row, 0]), top)
-                results.append(RowResult(chunk.row, 0, own.tobytes() + records.tobytes()))
-            elif len(records):
-                results.append(RowResult(chunk.row, chunk.start + 1, records.tobytes()))
-        first += chunk.length
-    return tuple(results), failed
+    """All of it at once. hidden: [tokens, hidden] of a step's batch. `logits`: hidden [n, hidden] -> [n, vocabulary]."""
+    wanted = wanted_scores(first, chunks, rows)
+    block = max(1, _MAX_LOGITS // vocab_size)
+    records = []
+    for each in wanted:
+        words = np.empty((len(each.targets), each.words), "<i4")
+        for at in range(0, len(words), block):
+            targets = torch.from_numpy(each.targets[at : at + block])
+            position = each.first + at
+            found = make_records(logits(hidden[position : position + len(targets)]), targets, each.top)
+            words[at : at + block] = found.numpy()
+        records.append(words)
+    return finish_scores(wanted, records)
 
 
-def _first_record(token: int, top: int) -> Ints:
-    """Nothing is expected of the first token."""
-    record = np.full(record_words(top), _NO_TOKEN, "<i4")
+def _opening(token: int, top: int) -> Words:
+    """The record of a prompt's first token."""
+    record = np.full(2 * (1 + top), _NO_TOKEN, "<i4")
     record[0] = token
     floats = record.view("<f4")
     floats[1] = floats[2 + top :] = np.nan
     return record
-
-
-def _records(logits: Callable[[Tensor], Tensor], block: int, hidden: Tensor, targets: Ints, top: int) -> Ints | None:
-    """int32[n, words], `block` at a time; None if a number is not finite."""
-    words = np.full((len(targets), record_words(top)), _NO_TOKEN, "<i4")
-    words[:, 0] = targets
-    floats = words.view("<f4")
-    floats[:, 2 + top :] = -np.inf  # where the vocabulary is smaller than `top`
-    for at in range(0, len(targets), block):
-        end = min(at + block, len(targets))
-        raw = logits(hidden[at:end]).float()
-        total = raw.logsumexp(1, keepdim=True)
-        if not bool(total.isfinite().all()) or not bool(raw.sum(1).isfinite().all()):
-            return None
-        wanted = torch.from_numpy(targets[at:end]).to(raw.device)[:, None]
-        floats[at:end, 1] = (raw.gather(1, wanted) - total)[:, 0].cpu().numpy()
-        if top:
-            best, ids = torch.topk(raw, min(top, raw.shape[1]), dim=1)
-            words[at:end, 2 : 2 + ids.shape[1]] = ids.cpu().numpy()
-            floats[at:end, 2 + top : 2 + top + ids.shape[1]] = (best - total).cpu().numpy()
-    return words

@@ -1,8 +1,9 @@
 """From logits to tokens, for all sampling rows of a step at once.
 
-Order for a row: penalties (repetition, then presence and frequency), logit bias, no stop tokens before `min_tokens`, temperature,
-top-k, top-p over what top-k left, min-p, then the choice by `gumbel.choose`; temperature 0 takes the largest logit (smallest id
-of equals). Tokens that tie with the last one that a filter keeps are kept too. Log-probabilities are of the model's own logits.
+Order for a row: penalties (repetition, then presence and frequency), logit bias, the grammar's mask, no stop tokens before `min_tokens`
+(unless the grammar leaves nothing else), temperature, top-k, top-p over what top-k left, min-p, then the choice by `gumbel.choose`;
+temperature 0 takes the largest logit (smallest id of equals). Tokens that tie with the last one that a filter keeps are kept too.
+Log-probabilities are of the model's own logits.
 Invariants: a row's token depends on its logits, its parameters, its tokens and its position only, never on its batch mates; a
 row whose logits are not finite is reported and changes nothing for the others.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 from llmos.protocol.messages import RowLogprobs, TokenLogprobs
 from llmos.services.executor import gumbel
 from llmos.services.executor.adjust import adjust_logits
+from llmos.services.executor.grammars import Masks
 from llmos.services.executor.rows import Ints, RowTable
 
 Floats = npt.NDArray[np.float32]
@@ -31,23 +33,26 @@ _MIN_TEMPERATURE = 1e-30  # smaller ones would divide 0 by 0 in float32
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """tokens[i] belongs to rows[i], at positions[i]; `failed` rows got none."""
+    """tokens[i] belongs to rows[i], at positions[i]; `failed` rows got none, and neither did `stuck` ones, whose grammars failed."""
 
     rows: Ints
     positions: Ints
     tokens: Ints
     failed: tuple[int, ...]
     logprobs: tuple[RowLogprobs, ...]
+    stuck: tuple[int, ...] = ()
 
 
-def sample(logits: Tensor, rows: Ints, table: RowTable) -> Sampled:
-    """Choose the next token of each of `rows`. logits: float32[rows, vocab], overwritten where a row failed."""
+def sample(logits: Tensor, rows: Ints, table: RowTable, masks: Masks | None = None) -> Sampled:
+    """Choose the next token of each of `rows`. logits: float32[rows, vocab], overwritten where a row failed. `masks`: what grammars
+    allow; None if no row has one."""
     sampling = table.sampling
     finite = _finite(logits)
     if not finite.all():
         logits[~finite] = 0.0
+    sound = finite.numpy().copy()
     special = np.flatnonzero(sampling.special[rows])
-    processed = adjust_logits(logits, rows, special.tolist(), table) if special.size else logits
+    processed = adjust_logits(logits, rows, special.tolist(), table, masks) if special.size else logits
     if special.size:
         finite &= processed.amax(1).isfinite()  # every token masked: nothing left to choose
         processed[~finite] = 0.0
@@ -63,8 +68,9 @@ def sample(logits: Tensor, rows: Ints, table: RowTable) -> Sampled:
     wanted = np.flatnonzero((sampling.logprobs[rows] >= 0) & ok)
     logprobs = _logprobs(logits, tokens, rows, wanted, table) if wanted.size else ()
     good = rows[ok]
-    failed = tuple(int(row) for row in rows[~ok])
-    return Sampled(good, table.length[good], tokens.numpy()[ok], failed, logprobs)
+    is_stuck = ~ok & sound & sampling.has_grammar[rows]
+    failed, stuck = rows[~ok & ~is_stuck].tolist(), rows[is_stuck].tolist()
+    return Sampled(good, table.length[good], tokens.numpy()[ok], tuple(failed), logprobs, tuple(stuck))
 
 
 def _finite(logits: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class SamplingColumns:
         self.seed = np.zeros(max_rows, dtype=np.int64)
         self.special = np.zeros(max_rows, dtype=bool)
         self.logprobs = np.full(max_rows, -1, dtype=np.int64)
+        self.has_grammar = np.zeros(max_rows, dtype=bool)
 
     def set(self, row: int, params: SamplingParams) -> None:
         """`None` counts as the neutral value: temperature 1, nothing filtered."""
@@ -35,6 +36,7 @@ class SamplingColumns:
         self.seed[row] = params.seed
         self.special[row] = is_special(params)
         self.logprobs[row] = -1 if params.logprobs is None else params.logprobs
+        self.has_grammar[row] = params.grammar is not None
 
 
 def is_special(params: SamplingParams) -> bool:
@@ -45,4 +47,5 @@ def is_special(params: SamplingParams) -> bool:
         or params.frequency_penalty
         or params.logit_bias
         or (params.min_tokens and params.stop_token_ids)
+        or params.grammar is not None
     )

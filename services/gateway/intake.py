@@ -29,7 +29,7 @@ from llmos.protocol.messages import (
     Spawn,
     Tokenize,
 )
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.params import Grammar, SamplingParams
 from llmos.services.gateway import validate
 from llmos.services.gateway.encodings import Encoding
 from llmos.services.gateway.exchanges import Exchange
@@ -57,7 +57,7 @@ def generate(message: Generate, entry: Entry) -> Request:
     question = SeqSubmit(
         entry.number,
         checked.model.model,
-        b"",
+        message.token_ids or b"",
         checked.params,
         entry.asker.owner,
         entry.key if message.client_request_id is None else message.client_request_id,
@@ -74,8 +74,9 @@ def generate(message: Generate, entry: Entry) -> Request:
         question,
         received=entry.now,
         is_durable=_is_durable(message),
+        tool_family=_tool_family(message, checked.model),
     )
-    return _encode(request, message, checked.model, entry)
+    return _encode(request, message, checked.model, entry, checked.params.grammar)
 
 
 def embed(message: Embed, entry: Entry) -> Request:
@@ -162,7 +163,10 @@ def go_on(message: Continue, entry: Entry) -> Request:
     )
     client, model = entry.asker.client, checked.model.model
     request = Stream(entry.number, client, message.req, model, question, received=entry.now)
-    request.submit(entry.now, entry.out)
+    if checked.params.grammar is None:
+        request.submit(entry.now, entry.out)
+    else:
+        request.encode(_compile(entry.number, model, checked.params.grammar), len(checked.params.grammar.text))
     return request
 
 
@@ -192,14 +196,37 @@ def _is_durable(message: Generate | Spawn | Embed) -> bool:
     return key is not None and not key.startswith(MADE_UP_REQUEST_ID)
 
 
-def _encode(request: Request, message: Generate | Spawn | Append | Tokenize, info: ModelInfo, entry: Entry) -> Request:
-    """Go on with the token ids, or wait for them."""
+def _tool_family(message: Generate, info: ModelInfo) -> str | None:
+    """How the output writes calls, if it was asked for some."""
+    has_tools = message.tools and message.tool_choice != "none"
+    return info.tools.family if has_tools and info.tools is not None else None
+
+
+def _compile(number: int, model: str, grammar: Grammar) -> Encode:
+    """The question about a grammar alone."""
+    return Encode(number, model, None, None, grammar=grammar)
+
+
+def _encode(
+    request: Request,
+    message: Generate | Spawn | Append | Tokenize,
+    info: ModelInfo,
+    entry: Entry,
+    grammar: Grammar | None = None,
+) -> Request:
+    """Go on with the token ids, or wait for them, or for the grammar."""
     chat = None if isinstance(message, Append) else message.messages
-    if message.text is None and chat is None:
-        given = None if isinstance(message, Tokenize) else message.token_ids
-        request.encoded(Encoded(entry.number, given or b""), info, entry.now, entry.out)
-    else:
+    tools = message.tools if isinstance(message, Generate | Tokenize) else ()
+    if isinstance(message, Generate) and message.tool_choice == "none":
+        tools = ()
+    given = b"" if isinstance(message, Tokenize) else message.token_ids or b""
+    size = len(message.text or "") + sum(validate.size_of(part) for part in chat or ()) + len(given)
+    if message.text is not None or chat is not None:
         pieces, continues = isinstance(message, Tokenize), isinstance(message, Append)
-        size = len(message.text or "") + sum(len(part.content) for part in chat or ())
-        request.encode(Encode(entry.number, info.model, message.text, chat, pieces, continues), size)
+        question = Encode(entry.number, info.model, message.text, chat, pieces, continues, tools=tools, grammar=grammar)
+        request.encode(question, size)
+    elif grammar is not None:
+        request.encode(_compile(entry.number, info.model, grammar), size + len(grammar.text))
+    else:
+        request.encoded(Encoded(entry.number, given), info, entry.now, entry.out)
     return request

@@ -35,9 +35,7 @@ from llmos.services.gateway.sockets import check_listening
 from llmos.tcp_address import parse_address
 
 _PROBE_EVERY_S = 10.0
-_MOST_CONNECTIONS = (
-    8192  # per socket, greeted or not: thrown out they would come again at once, so they are let be for long
-)
+_MOST_CONNECTIONS = 8192  # per socket, greeted or not; thrown out they would come again at once
 _SPARE_DESCRIPTORS = 256
 
 _from_client: Schema[Any] = Schema(ClientToGateway, max_bytes=limits.MAX_CLIENT_MESSAGE_BYTES)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import msgspec
 
 from llmos.codes import FinishReason
-from llmos.errors import LlmosError, NotFound, Unavailable, WrongState
+from llmos.errors import InvalidRequest, LlmosError, NotFound, Unavailable, WrongState
 from llmos.protocol.codec import unpack_i32
 from llmos.protocol.messages import (
     Accepted,
@@ -64,8 +64,10 @@ class Stream(Reading):
         received: float = 0.0,
         offset: int = 0,
         is_durable: bool = False,
+        tool_family: str | None = None,
     ) -> None:
         self._question: Question = Question(wanted, received)
+        self._tool_family = tool_family
         super().__init__(number, client, req, model, self._question, offset)
         self.rid = 0 if isinstance(wanted, SeqSubmit) else wanted.rid
         self.is_owner = self._question.is_submit and not is_durable  # the sequence ends with this request
@@ -86,12 +88,21 @@ class Stream(Reading):
 
     def encoded(self, message: Encoded, info: ModelInfo, now: float, out: Outbox) -> None:
         wanted = self._question.wanted
-        assert isinstance(wanted, SeqSubmit), "only a Generate has a prompt"
-        params = check_tokens(message.token_ids, wanted.params, info)
-        self._prompt_tokens = len(message.token_ids) // 4
+        assert isinstance(wanted, SeqSubmit | SeqContinue), "nobody else has a prompt or a grammar"
+        params = wanted.params
+        if params.grammar is not None:
+            assert message.grammar is not None, "the tokenizer was asked for it"
+            params = msgspec.structs.replace(params, grammar=message.grammar)
+        if isinstance(wanted, SeqContinue):
+            self._question.complete(params=params)
+            self._submit(0, now, out)
+            return
+        prompt = message.token_ids or wanted.prompt  # it may have come as token ids
+        params = check_tokens(prompt, params, info)
+        self._prompt_tokens = len(prompt) // 4
         self._stops = params.stop
-        self._question.complete(prompt=message.token_ids, params=params)
-        self._submit(len(message.token_ids), now, out)
+        self._question.complete(prompt=prompt, params=params)
+        self._submit(len(prompt), now, out)
 
     def _granted(self, message: Granted, now: float, out: Outbox) -> None:
         assert isinstance(message, SeqAccepted | SeqAttached)
@@ -130,7 +141,7 @@ class Stream(Reading):
             out.kernel.append(SeqCancel(self.rid, self._cancel))
 
     def _accept(self, out: Outbox) -> None:
-        self._reply(Accepted(self.req, self.rid, self.model, self._prompt_tokens), out)
+        self._reply(Accepted(self.req, self.rid, self.model, self._prompt_tokens, self._tool_family), out)
 
     def kernel_lost(self) -> None:
         if self.state is RequestState.STREAMING and self._end is None:
@@ -180,6 +191,8 @@ class Stream(Reading):
         self._move(RequestState.ENDED)
 
     def text_failed(self, error: LlmosError, out: Outbox) -> None:
+        if self.state is RequestState.ENCODING and self._tool_family is not None and error.field == "grammar":
+            error = InvalidRequest(error.message.replace("grammar:", "tools:", 1), field="tools")  # it was made of them
         if not (self._reads and self._question.is_submit):
             self.fail(error, out)
             return
@@ -265,7 +278,7 @@ class Stream(Reading):
     def cancel(self, out: Outbox) -> None:
         """The client wants the end of it; the answer is its Finished."""
         if self.state is RequestState.ENCODING:
-            self._reply_end(SeqEnd(0, FinishReason.CANCELLED, Usage(0, 0, 0, 0, 0.0, 0.0)), "", out)
+            self._reply_end(SeqEnd(self.rid, FinishReason.CANCELLED, Usage(0, 0, 0, 0, 0.0, 0.0)), "", out)
             self._move(RequestState.ENDED)
         elif not self.is_over:
             self._ask_cancel(FinishReason.CANCELLED, out)

@@ -48,6 +48,7 @@ from llmos.protocol.messages import (
     Tokenize,
 )
 from llmos.protocol.params import SamplingParams
+from llmos.tools import check_tools, forced_grammar, is_forced
 
 _TOO_LARGE = 2**63  # numbers of sequences and offsets are below
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -67,7 +68,7 @@ def check_generate(message: Generate, models: Mapping[str, ModelInfo], is_admini
     _check_prompt(message.text, message.messages, message.token_ids, info)
     _check_terms(message, is_administrator)
     check_deadline(message.deadline_ms)
-    return _checked(message.params, info)
+    return _checked(hold_to_call(message, message.params, info), info)
 
 
 def check_embed(message: Embed, models: Mapping[str, ModelInfo], is_administrator: bool) -> ModelInfo:
@@ -134,6 +135,9 @@ def check_attach(message: Attach) -> None:
 def check_tokenize(message: Tokenize, models: Mapping[str, ModelInfo]) -> ModelInfo:
     info = find_model(message.model, models)
     _check_prompt(message.text, message.messages, None, info)
+    check_tools(message.tools, "auto")
+    if message.tools and info.tools is None:
+        raise InvalidRequest(f"tools: the chat template of {info.model} knows none", field="tools")
     return info
 
 
@@ -241,7 +245,31 @@ def check_ids(prompt: bytes, info: ModelInfo, *, may_be_empty: bool = False, nee
 
 def _checked(params: SamplingParams, info: ModelInfo) -> Checked:
     params.check()
-    return Checked(info, complete_params(params, info))
+    if params.grammar is not None and not info.has_grammar:
+        raise InvalidRequest(f"grammar: outputs of {info.model} can not be held to one", field="grammar")
+    complete = complete_params(params, info)
+    if complete.grammar is not None and not complete.stop_token_ids:
+        text = f"grammar: {info.model} has no end token to end with; name one in stop_token_ids"
+        raise InvalidRequest(text, field="grammar")
+    return Checked(info, complete)
+
+
+def hold_to_call(message: Generate, params: SamplingParams, info: ModelInfo) -> SamplingParams:
+    """Check the tools of a request; `params` with the grammar that makes a call certain, where one has to be."""
+    check_tools(message.tools, message.tool_choice)
+    if not message.tools:
+        return params
+    if message.messages is None:
+        raise InvalidRequest("tools: only with messages, whose template shows them to the model", field="tools")
+    if info.tools is None:
+        raise InvalidRequest(f"tools: the chat template of {info.model} knows none", field="tools")
+    if not is_forced(message.tool_choice):
+        return params
+    if params.grammar is not None:
+        text = f"tool_choice: {message.tool_choice!r} needs a grammar of its own, and there is another"
+        raise InvalidRequest(text, field="tool_choice")
+    grammar = forced_grammar(info.tools, message.tools, message.tool_choice, parallel=message.parallel_tool_calls)
+    return msgspec.structs.replace(params, grammar=grammar)
 
 
 def _check_terms(message: Generate | Spawn | Embed, is_administrator: bool) -> None:
@@ -305,7 +333,7 @@ def _check_prompt(
         return
     if messages is not None:
         _check_chat(messages, info)
-    size = len(text.encode()) if text else sum(len(m.role.encode()) + len(m.content.encode()) for m in messages or ())
+    size = len(text.encode()) if text else sum(size_of(message) for message in messages or ())
     if size > limits.MAX_PROMPT_BYTES:
         raise InvalidRequest(f"prompt: {size} bytes, the limit is {limits.MAX_PROMPT_BYTES}", field="prompt")
 
@@ -331,6 +359,13 @@ def _check_ids(token_ids: bytes, info: ModelInfo) -> array[int]:
             field="prompt",
         )
     return ids
+
+
+def size_of(message: ChatMessage) -> int:
+    """Bytes of text in it."""
+    calls = [part for call in message.tool_calls for part in (call.name, call.arguments, call.id or "")]
+    parts = [message.role, message.content, message.tool_call_id or "", message.name or "", *calls]
+    return sum(len(part.encode()) for part in parts)
 
 
 def _check_chat(messages: tuple[ChatMessage, ...], info: ModelInfo) -> None:

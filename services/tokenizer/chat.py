@@ -21,7 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmos.errors import InvalidRequest, ModelError
 from llmos.protocol import limits
-from llmos.protocol.messages import ChatMessage
+from llmos.protocol.messages import ChatMessage, Tool, ToolCall
+from llmos.tools import parameters_of
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 # A template adds a header to each message; more than this many times the input is a template that loops.
@@ -55,13 +56,13 @@ class ChatTemplate:
             raise ModelError(f"chat template: {_explain(error)}", field="chat_template") from None
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         """The prompt, ending where the assistant's answer begins."""
         check_messages(messages)
         variables = {
             **self._special_tokens,
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
-            "tools": None,
+            "messages": [_message(message, f"messages[{index}]") for index, message in enumerate(messages)],
+            "tools": [_tool(tool) for tool in tools] or None,
             "documents": None,
             "add_generation_prompt": True,
         }
@@ -89,6 +90,33 @@ def check_messages(messages: Sequence[ChatMessage]) -> None:
             raise InvalidRequest(
                 f"messages[{index}]: role {message.role[:32]!r} is not one of {known}", field="messages"
             )
+
+
+def _message(message: ChatMessage, where: str) -> dict[str, Any]:
+    """As transformers' templates expect it: keys that do not apply are not there."""
+    found: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        found["tool_calls"] = [_call(call, where) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        found["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        found["name"] = message.name
+    return found
+
+
+def _call(call: ToolCall, where: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{where}: arguments of {call.name!r} are not JSON: {error}", field="messages") from None
+    found: dict[str, Any] = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return found if call.id is None else {"id": call.id, **found}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    """As clients of OpenAI's interface write it, which is what templates know."""
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description or ""}
+    return {"type": "function", "function": {**function, "parameters": parameters_of(tool)}}
 
 
 def find_template(path: Path, tokenizer_config: Mapping[str, Any]) -> str | None:

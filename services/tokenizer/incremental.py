@@ -38,11 +38,13 @@ class Stage(Protocol):
 
 
 class DecodePlan:
-    """What all streams of one tokenizer share: the token table and how to build the stages."""
+    """What all streams of one tokenizer share: the token table and how to build the stages. `shown`: special tokens that are text all
+    the same, because they say that a call of a tool begins."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: frozenset[str] = frozenset()) -> None:
         self._tokenizer = tokenizer
-        self._skipped = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+        added_tokens = tokenizer.get_added_tokens_decoder().items()
+        self._skipped = {token for token, added in added_tokens if added.special and added.content not in shown}
         self._tokens: dict[int, str | None] = {}
         spec = None if tokenizer.decoder is None else json.loads(tokenizer.decoder.__getstate__())
         makers = _stage_makers(spec)

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer
+from llguidance import LLTokenizer
+from tokenizers import Encoding, Tokenizer
 
 from llmos.errors import InvalidRequest, LlmosError, ModelError, NotFound
-from llmos.protocol.messages import ChatMessage, ModelInfo
+from llmos.protocol.messages import ChatMessage, ModelInfo, Tool, ToolFormat
+from llmos.protocol.params import Grammar
+from llmos.services.grammar.compile import normal
+from llmos.services.grammar.vocabulary import make_vocabulary
+from llmos.services.text.directory import ModelDirectory
+from llmos.services.text.loading import load_tokenizer
 from llmos.services.tokenizer.chat import ChatTemplate, find_template
-from llmos.services.tokenizer.directory import ModelDirectory
 from llmos.services.tokenizer.incremental import DecodePlan, plain_bytes, token_bytes
 from llmos.services.tokenizer.stream import TextStream
+from llmos.tools import FAMILIES, find_family
 
 log = logging.getLogger(__name__)
 
-_OTHER_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
-_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _FAKE_VOCAB_SIZE, _FAKE_CONTEXT = 32_000, 8192  # the fake executor's, where there is no config.json
 
 
@@ -33,10 +38,13 @@ class ServedModel:
 
     def __init__(self, info: ModelInfo, tokenizer: Tokenizer | None, chat: ChatTemplate | None) -> None:
         self.info = info
+        self._vocabulary: LLTokenizer | ModelError | None = None
+        self._lock = threading.Lock()
         self._tokenizer = tokenizer
         self._chat = chat
         self._continuing = without_prefix_space(tokenizer) if tokenizer else None
-        self._plan = DecodePlan(tokenizer) if tokenizer else None
+        marks = () if info.tools is None else (FAMILIES[info.tools.family].begin, FAMILIES[info.tools.family].end)
+        self._plan = DecodePlan(tokenizer, frozenset(marks)) if tokenizer else None
         self._byte_level = tokenizer is not None and "ByteLevel" in _decoder_json(tokenizer)
 
     def encode_text(self, text: str, *, continues: bool = False) -> list[int]:
@@ -60,13 +68,30 @@ class ServedModel:
         types: list[int] = whole.type_ids
         return ids, types.index(1) if 1 in types else 0
 
-    def encode_chat(self, messages: tuple[ChatMessage, ...]) -> list[int]:
+    def encode_chat(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Ids of a conversation by the model's chat template, which writes its own special tokens."""
         if self._chat is None:
             raise InvalidRequest(
                 f"model {self.info.model} has no chat template: send text or token_ids", field="messages"
             )
-        return self._encode(self._chat.render(messages), self._tokenizer, add_special_tokens=False)
+        return self._encode(self._chat.render(messages, tools), self._tokenizer, add_special_tokens=False)
+
+    def grammar(self, grammar: Grammar) -> Grammar:
+        """The grammar as executors take it; raises `InvalidRequest`. Thread-safe."""
+        vocabulary = self.vocabulary()
+        if not isinstance(vocabulary, LLTokenizer):
+            raise InvalidRequest(f"grammar: {vocabulary.message}", field="grammar")
+        return normal(grammar, vocabulary)
+
+    def vocabulary(self) -> LLTokenizer | ModelError:
+        """What grammars are compiled for; made when it is first needed."""
+        with self._lock:
+            if self._vocabulary is None:
+                try:
+                    self._vocabulary = make_vocabulary(self._needed(self._tokenizer, "grammar"), self.info.vocab_size)
+                except ModelError as error:
+                    self._vocabulary = error
+            return self._vocabulary
 
     def pieces(self, ids: Iterable[int]) -> tuple[str, ...]:
         """Each token alone, as text for people; a part of a character shows as U+FFFD."""
@@ -141,7 +166,7 @@ def load_model(name: str, path: Path, *, max_context: int = 0, fake: bool = Fals
     invented = fake and not directory.config
     if not directory.config and not fake:
         raise ModelError(f"{path / 'config.json'}: missing or empty", field="config.json")
-    tokenizer = _load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
     template = find_template(path, directory.tokenizer) if tokenizer else None
     eos = directory.eos_token_ids()
     if not eos and tokenizer is not None and "eos_token" in directory.special_tokens:
@@ -157,65 +182,20 @@ def load_model(name: str, path: Path, *, max_context: int = 0, fake: bool = Fals
         defaults=directory.sampling_defaults(),
         task=directory.task,
         labels=directory.labels(),
+        tools=_tool_format(template, tokenizer),
+        has_grammar=tokenizer is not None and not fake,
     )
     chat = None if template is None else ChatTemplate(template, directory.special_tokens)
     return ServedModel(info, tokenizer, chat)
 
 
-def _load_tokenizer(directory: ModelDirectory) -> Tokenizer | None:
-    """The directory's tokenizer; None if it has none at all.
-
-    Which special tokens go around a text is tokenizer.json's to say: as in transformers, `add_bos_token` and
-    `add_eos_token` of tokenizer_config.json do not count beside it.
-    """
-    file = directory.path / "tokenizer.json"
-    if not file.exists():
-        others = [name for name in _OTHER_TOKENIZER_FILES if (directory.path / name).exists()]
-        return _convert(directory.path, others[0]) if others else None
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001  (the Rust library raises bare Exception for every problem of a file)
-        raise ModelError(f"{file}: {error}", field="tokenizer.json") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    _add_tokens(tokenizer, directory)
-    return tokenizer
-
-
-def _add_tokens(tokenizer: Tokenizer, directory: ModelDirectory) -> None:
-    """Tokens that only tokenizer_config.json knows; named special tokens are special whatever tokenizer.json says."""
-    listed = directory.tokenizer.get("added_tokens_decoder")
-    entries = listed.items() if isinstance(listed, dict) else ()
-    by_id = sorted(entries, key=lambda item: (len(item[0]), item[0]))  # numbers as text
-    known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
-    wanted = [_added_token(directory, entry) for _, entry in by_id]
-    tokenizer.add_tokens([token for token in wanted if repr(token) not in known])
-    present = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    named = [text for text in dict.fromkeys(directory.special_tokens.values()) if text not in present]
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in named])
-
-
-def _added_token(directory: ModelDirectory, entry: Any) -> AddedToken:
-    try:
-        flags = {key: bool(entry[key]) for key in _TOKEN_FLAGS if key in entry}
-        return AddedToken(entry["content"], **flags)
-    except (TypeError, KeyError):
-        file = directory.path / "tokenizer_config.json"
-        raise ModelError(f"{file}: bad entry in added_tokens_decoder", field="added_tokens_decoder") from None
-
-
-def _convert(path: Path, found: str) -> Tokenizer:
-    """A tokenizer in an older format, converted by transformers where it can."""
-    from transformers import AutoTokenizer  # seconds to import: only for these directories
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        return Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-    except Exception as error:  # noqa: BLE001  (converters raise whatever their format's library raises)
-        reason = str(error).strip().split("\n", 1)[0]
-        raise ModelError(
-            f"{path}: tokenizer.json is missing and {found} can not be converted here: {reason}", field="tokenizer.json"
-        ) from None
+def _tool_format(template: str | None, tokenizer: Tokenizer | None) -> ToolFormat | None:
+    """How the model writes calls of tools, as its chat template shows."""
+    family = find_family(template) if template else None
+    if family is None or tokenizer is None:
+        return None
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return ToolFormat(family, special.get(FAMILIES[family].begin))
 
 
 def without_prefix_space(tokenizer: Tokenizer) -> Tokenizer:

@@ -185,7 +185,7 @@ class TextService:
         try:
             size = check_render(message) if isinstance(message, Render) else check_encode(message)
             model = self._models.get(message.model)
-            if size <= _INLINE_BYTES:
+            if size <= _INLINE_BYTES and not _has_grammar(message):
                 self._send(peer, answer(model, message))
                 return
         except LlmosError as error:
@@ -206,6 +206,8 @@ class TextService:
         alarm = asyncio.Event()  # the thread has begun: from now on its time counts
 
         def work() -> Encoded | Rendered:
+            if _has_grammar(message):
+                model.vocabulary()  # the first time a second for a large one, which is not this grammar's fault
             loop.call_soon_threadsafe(alarm.set)
             return answer(model, message)
 
@@ -221,6 +223,10 @@ class TextService:
         finally:
             watch.cancel()
         self._send(peer, found)
+
+
+def _has_grammar(message: Encode | Render) -> bool:
+    return isinstance(message, Encode) and message.grammar is not None
 
 
 def time_limit(size: int) -> float:
@@ -239,6 +245,10 @@ async def _watch(alarm: asyncio.Event, size: int) -> None:
 
 def check_encode(message: Encode) -> int:
     """Size of the text in bytes; raises `InvalidRequest` for what must not be encoded."""
+    if message.grammar is not None:
+        message.grammar.check()
+    if message.grammar is not None and message.text is None and message.messages is None:
+        return len(message.grammar.text)
     if (message.text is None) == (message.messages is None):
         raise InvalidRequest("exactly one of text and messages is needed", field="text")
     if message.text is not None:
@@ -283,18 +293,21 @@ def encode(model: ServedModel, message: Encode) -> Encoded:
     """The answer to a request that passed `check_encode`. Thread-safe."""
     if (trouble := os.environ.get(TROUBLE_VARIABLE)) is not None and message.text is not None:
         _make_trouble(message.text, trouble)
-    second_at = 0
+    grammar = None if message.grammar is None else model.grammar(message.grammar)
+    ids: list[int] = []
+    source, second_at = "text", 0
     if message.text is not None and model.info.task != GENERATE:
-        (ids, second_at), source = model.encode_whole(message.text, message.second, truncate=message.truncate), "text"
+        ids, second_at = model.encode_whole(message.text, message.second, truncate=message.truncate)
     elif message.text is not None:
-        ids, source = model.encode_text(message.text, continues=message.continues), "text"
-    else:
-        ids, source = model.encode_chat(message.messages or ()), "messages"
+        ids = model.encode_text(message.text, continues=message.continues)
+    elif message.messages is not None:
+        ids, source = model.encode_chat(message.messages, message.tools), "messages"
     if ARMED:
         reach("tokenizer.encoded")
     if len(ids) > limits.MAX_PROMPT_TOKENS:
         raise ContextTooLong(f"{source}: {len(ids)} tokens, the limit is {limits.MAX_PROMPT_TOKENS}", field=source)
-    return Encoded(message.req, pack_i32(ids), model.pieces(ids) if message.pieces else (), second_at)
+    pieces = model.pieces(ids) if message.pieces else ()
+    return Encoded(message.req, pack_i32(ids), pieces, second_at, grammar)
 
 
 def _make_trouble(text: str, word: str) -> None:

@@ -19,6 +19,7 @@ EXPORTED = [
     "ContextTooLong",
     "DaemonNotRunning",
     "Ending",
+    "Grammar",
     "InvalidRequest",
     "LlmosError",
     "ModelError",

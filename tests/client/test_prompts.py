@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmos.client.chat import parse_tools
 from llmos.client.prompts import parse_prompt, parse_tokens
 from llmos.errors import InvalidRequest
 from llmos.protocol.codec import pack_i32
-from llmos.protocol.messages import ChatMessage
+from llmos.protocol.messages import ChatMessage, Tool, ToolCall
 
 
 def test_three_kinds_of_prompt() -> None:
@@ -37,7 +38,7 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
     ([2**31], "not a token id"),
     ([1] * 1_048_577, "1048577 token ids"),
     ([{"role": "user"}], r"prompt\[0\].content: expected a str, got NoneType"),
-    ([{"role": "user", "content": "x", "name": "n"}], "unknown key 'name'"),
+    ([{"role": "user", "content": "x", "nome": "n"}], "unknown key 'nome'"),
     ([{"role": "user", "content": "\udfff"}], r"prompt\[0\].content: not valid Unicode"),
     ([{"role": "user", "content": "x"}, 5], r"prompt\[1\]: expected a chat message"),
     ([{"role": "", "content": ""}], "empty"),
@@ -64,3 +65,50 @@ def test_tokens_to_append_have_another_name_and_are_no_chat() -> None:
         with pytest.raises(InvalidRequest, match=words) as caught:
             parse_tokens(bad, "text")
         assert caught.value.field == "text"
+
+
+def test_calls_of_tools_in_a_conversation() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    chat = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "c1", "name": "f"},
+    ]
+    parsed = (
+        ChatMessage("assistant", "", (ToolCall("f", '{"a": 1}', "c1"),)),
+        ChatMessage("tool", "2", (), "c1", "f"),
+    )
+    assert parse_prompt(chat) == (None, None, parsed)
+    assert parse_prompt(parsed) == (None, None, parsed)
+
+
+def test_tools_of_each_form() -> None:
+    tool = Tool("f", "d", '{"type": "object"}')
+    plain = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+    assert parse_tools([plain, {"type": "function", "function": plain}, tool]) == (tool, tool, tool)
+    assert parse_tools([{"name": "g"}]) == (Tool("g"),)
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [{"name": "f"}, "f", 7, [7], [{"type": "web_search"}], [{"name": 7}], [{"name": "f", "strict": True}],
+     [{"name": "f", "parameters": {1, 2}}], [{"name": "\ud800"}]],
+)  # fmt: skip
+def test_bad_tools(tools: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_tools(tools)
+    assert caught.value.field == "tools"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        7,
+        {},
+        {"function": {"name": 7}},
+        {"function": {"name": "f", "arguments": {1}}},
+        {"function": {"name": "f"}, "id": 7},
+    ],
+)
+def test_bad_calls(call: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"prompt\[0\].tool_calls\[0\]"):
+        parse_prompt([{"role": "assistant", "content": "", "tool_calls": [call]}])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
 
 from llmos.client.options import GenerateOptions, OutputOptions, SampleOptions, Sampling, SpawnOptions
-from llmos.client.sampling import FIELDS, merge_params, refuse_unknown
+from llmos.client.sampling import OPTIONS, merge_params, refuse_unknown
 from llmos.errors import InvalidRequest
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.params import Grammar, SamplingParams
 
 
 def test_keyword_arguments_win_over_params() -> None:
@@ -23,12 +24,17 @@ def test_keyword_arguments_win_over_params() -> None:
 
 
 def test_the_typed_options_are_the_fields() -> None:
-    assert Sampling.__optional_keys__ == {"params", *FIELDS}
+    assert Sampling.__optional_keys__ == {"params", *OPTIONS}
     placement = {"model", "nice", "parent", "after"}
     assert SpawnOptions.__optional_keys__ == placement | {"client_request_id"}
     assert OutputOptions.__optional_keys__ == Sampling.__optional_keys__ | {"deadline_s", "timeout_s"}
     assert SampleOptions.__optional_keys__ == OutputOptions.__optional_keys__ | placement
-    assert GenerateOptions.__optional_keys__ == SampleOptions.__optional_keys__ | {"client_request_id"}
+    assert GenerateOptions.__optional_keys__ == SampleOptions.__optional_keys__ | {
+        "client_request_id",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+    }
 
 
 BAD_PARAMS: list[tuple[dict[str, Any], str, str]] = [
@@ -68,3 +74,54 @@ def test_a_misspelt_option_names_its_neighbour() -> None:
     with pytest.raises(InvalidRequest, match="unknown option 'deadline'; did you mean 'deadline_s'") as caught:
         refuse_unknown({"deadline": 1}, GenerateOptions.__optional_keys__)
     assert caught.value.field == "deadline"
+
+
+class Person:
+    @staticmethod
+    def model_json_schema() -> dict[str, Any]:
+        return {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("options", "grammar"),
+    [
+        ({"json_schema": {"type": "null"}}, Grammar("json_schema", '{"type": "null"}')),
+        ({"json_schema": '{"type":"null"}'}, Grammar("json_schema", '{"type":"null"}')),
+        ({"json_schema": True}, Grammar("json_object")),
+        ({"json_schema": Person}, Grammar("json_schema", '{"type": "object"}')),
+        ({"regex": "a+"}, Grammar("regex", "a+")),
+        ({"regex": re.compile("a+")}, Grammar("regex", "a+")),
+        ({"choice": ["é", "b"]}, Grammar("choice", '["é", "b"]')),
+        ({"choice": {"a": 1}.keys()}, Grammar("choice", '["a"]')),
+        ({"grammar": 'start: "a"'}, Grammar("lark", 'start: "a"')),
+        ({"grammar": Grammar("gbnf", "root ::= [a-z]")}, Grammar("gbnf", "root ::= [a-z]")),
+        ({"grammar": None, "regex": None}, None),
+    ],
+    ids=str,
+)
+def test_ways_to_say_what_an_output_looks_like(options: dict[str, Any], grammar: Grammar | None) -> None:
+    assert merge_params(None, options).grammar == grammar
+    assert merge_params(SamplingParams(grammar=Grammar("json_object")), {"regex": "x"}).grammar == Grammar("regex", "x")
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"json_schema": [1]}, "json_schema"),
+        ({"json_schema": {"a": {1, 2}}}, "json_schema"),
+        ({"regex": 7}, "regex"),
+        ({"choice": "yes"}, "choice"),
+        ({"choice": 7}, "choice"),
+        ({"grammar": 7}, "grammar"),
+        ({"grammar": Grammar("regex", "\ud800")}, "grammar"),
+        ({"grammar": Grammar("xml", "")}, "grammar"),
+        ({"regex": "a", "choice": ["a"]}, "choice"),
+        ({"regex": "a", "grammar": "start:"}, "grammar"),
+        ({"regex": "a", "ignore_eos": True}, "ignore_eos"),
+    ],
+    ids=str,
+)
+def test_other_ways_are_refused_by_name(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        merge_params(None, options)
+    assert caught.value.field == field

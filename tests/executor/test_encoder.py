@@ -57,7 +57,7 @@ class Steps:
 
     def encode(self, *texts: list[int], second_at: int = 0) -> list[torch.Tensor | None]:
         adds = [
-            RowAdd(row, 1, pack_i32(ids), len(ids), 0, pack_i32(range(8 * row, 8 * row + 4)), SamplingParams(seed=0), second_at)
+            RowAdd(row, 1, pack_i32(ids), len(ids), 0, pack_i32(range(4 * row, 4 * row + 4)), SamplingParams(seed=0), second_at)
             for row, ids in enumerate(texts)
         ]  # fmt: skip
         prefill = pack_i32(value for row, ids in enumerate(texts) for value in (row, 0, len(ids), 0))

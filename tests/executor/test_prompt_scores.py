@@ -66,6 +66,21 @@ def test_equal_to_transformers_however_it_is_cut(kind, chunk, monkeypatch):
     check(model, prompt(40), 0, score(backend, prompt(40), 0, chunk, sample=True))
 
 
+@pytest.mark.parametrize("chunk", [1000, 7])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_device_backend_gives_the_same(chunk, deterministic):
+    model, directory = saved_model("qwen3")
+    backend = open_device(directory, max_rows=4, dtype="float32", deterministic=deterministic)
+    check(model, prompt(40), 3, score(backend, prompt(40), 3, chunk))
+    check(model, prompt(40), 0, score(backend, prompt(40), 0, chunk, sample=True))
+    bad = open_poisoned_device(saved_model("llama-tied")[1])
+    params = SamplingParams(seed=0, prompt_logprobs=0)
+    add = RowAdd(3, 1, pack_i32([1, 7, 2]), 3, 0, pack_i32([0]), params)
+    output = bad.execute(StepPlan(1, 1, b"", (add,), b"", pack_i32([3, 0, 3, 0]), b""))
+    assert list(unpack_i32(output.failed)) == [3, FinishReason.NUMERICAL_ERROR]
+    assert output.results == ()
+
+
 def test_what_was_generated_is_not_scored_again():
     """A sequence that comes back with output: records for its prompt only."""
     model, directory = saved_model("llama-tied")
@@ -97,15 +112,6 @@ def test_the_fake_is_certain(chunk):
     assert [token for token, _ in found] == [3, 4, 5, 6, 7, 8, 9]
     assert [entry.logprob for _, entry in found[1:]] == [0.0] * 6
     assert found[0][1].logprob != found[0][1].logprob
-
-
-@pytest.mark.parametrize("kind", ["llama-tied", "qwen3"])
-def test_the_cuda_backend_scores_the_same(kind, monkeypatch):
-    model, directory = saved_model(kind)
-    monkeypatch.setattr(prompt_scores, "_MAX_LOGITS", 5 * SMALL["vocab_size"])
-    backend = open_device(directory)
-    for chunk in (1000, 7):
-        check(model, prompt(40), 3, score(backend, prompt(40), 3, chunk, sample=chunk == 7))
 
 
 def test_bad_numbers_fail_the_row_of_the_cuda_backend_though_nothing_is_sampled():

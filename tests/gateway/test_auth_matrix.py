@@ -34,6 +34,7 @@ DATA: list[Any] = [
     m.Attach(5, RID),
     m.Tokenize(5, None, "abc", None),
     m.Detokenize(5, None, pack_i32([65, 66])),
+    m.Embed(5, None, "abc"),
 ]
 CONTROL: list[Any] = [
     m.PsGet(5),

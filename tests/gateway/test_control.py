@@ -40,6 +40,7 @@ VERBS = [
     m.Close(5, 1, "mallory"),
     m.Deadline(5, 1, 250.0, "mallory"),
     m.After(5, 1, (2, 3), "mallory"),
+    m.MeasuresGet(5),
     *FOR_ADMINISTRATORS,
 ]
 ROW = m.SeqRow(9, "alice", "echo", 1, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
@@ -55,6 +56,7 @@ ANSWERS = [
     m.Waited(1, 9, FinishReason.STOP, usage()),
     m.Stats(1, ROW, m.JobRow(9, 1, 1, 0, 0), 0, None, (), 0, None, 0, usage()),
     m.RecordWritten(1, "/x", 7, 350),
+    m.MeasuresReply(1, ()),
     m.Error(1, ErrorCode.OVERLOADED, "later", "rid", 9),
 ]
 

@@ -22,7 +22,7 @@ from llmos.keys.roles import Role
 from llmos.protocol import handshake, limits
 from llmos.protocol import messages as m
 from llmos.protocol.codec import Schema, encode, pack_i32
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.params import Grammar, SamplingParams
 from llmos.services.gateway.control import ControlRelay
 from llmos.services.gateway.owners import Asker
 
@@ -138,10 +138,21 @@ PARENT = Number(1, RID, may_be_nil=True)
 COUNT = Number(0, limits.UNLIMITED, may_be_nil=True)
 PARAMS = Ignored("its fields have entries of their own")
 NEITHER = Ignored("a plain flag")
+MANY_BYTES = "a" * (limits.MAX_TOOLS_BYTES - 1)
+TOOLS = Given(
+    (((), True), ((m.Tool("f"),), True), ((m.Tool("a" * limits.MAX_TOOL_NAME_CHARS),), True),
+     ((m.Tool("a" * (limits.MAX_TOOL_NAME_CHARS + 1)),), False), ((m.Tool(""),), False), ((m.Tool("a b"),), False),
+     ((m.Tool("f"), m.Tool("f")), False), (tuple(m.Tool(f"f{n}") for n in range(limits.MAX_TOOLS)), True),
+     (tuple(m.Tool(f"f{n}") for n in range(limits.MAX_TOOLS + 1)), False), ((m.Tool("f", MANY_BYTES),), True),
+     ((m.Tool("f", MANY_BYTES + "a"),), False), ((m.Tool("f", None, "{}"),), True), ((m.Tool("f", None, "{"),), False),
+     ((m.Tool("f", None, "[]"),), False), ((m.Tool("f", None, '{"type": "string"}'),), False))
+)  # fmt: skip
+CHOICE = Given((("auto", True), ("none", True), ("required", False), ("function:f", False), ("x", False), ("", False)))
 TABLE: dict[type, dict[str, Any]] = {
     m.Generate: {
         "req": REQ, "model": MODEL, "text": TEXT, "token_ids": IDS, "messages": CHAT, "params": PARAMS, "client_request_id": KEY,
-        "nice": NICE, "deadline_ms": DEADLINE, "parent": PARENT, "after": AFTER,
+        "nice": NICE, "deadline_ms": DEADLINE, "parent": PARENT, "after": AFTER, "again": NEITHER, "tools": TOOLS, "tool_choice": CHOICE,
+        "parallel_tool_calls": NEITHER,
     },
     m.Spawn: {
         "req": REQ, "model": MODEL, "text": TEXT, "token_ids": IDS, "messages": CHAT, "nice": NICE, "parent": PARENT, "after": AFTER,
@@ -150,8 +161,9 @@ TABLE: dict[type, dict[str, Any]] = {
     m.Append: {"req": REQ, "rid": RIDS, "model": OF_SEQUENCE, "text": TEXT, "token_ids": IDS},
     m.Continue: {"req": REQ, "rid": RIDS, "model": OF_SEQUENCE, "params": PARAMS, "deadline_ms": DEADLINE},
     m.Attach: {"req": REQ, "rid": RIDS, "offset": Number(0, 2**63 - 1)},
+    m.Embed: dict.fromkeys(m.Embed.__struct_fields__, Ignored("needs an encoder: test_encodings.py")),
     m.Detokenize: {"req": REQ, "model": MODEL, "token_ids": ANY_IDS},
-    m.Tokenize: {"req": REQ, "model": MODEL, "text": TEXT, "messages": CHAT},
+    m.Tokenize: {"req": REQ, "model": MODEL, "text": TEXT, "messages": CHAT, "tools": TOOLS},
     m.Ack: {"req": Ignored("of nobody: dropped"), "upto": Ignored("at most what was sent counts")},
     m.Cancel: {"req": Ignored("of nobody: dropped")},
     m.Hello: {
@@ -207,11 +219,19 @@ SAMPLING: dict[str, Any] = {
     ),
     "ignore_eos": NEITHER,
     "logprobs": Number(0, limits.MAX_LOGPROBS, may_be_nil=True),
+    "prompt_logprobs": Number(0, limits.MAX_LOGPROBS, may_be_nil=True),
+    "grammar": Given(
+        ((None, True), (Grammar("regex", "a" * limits.MAX_REGEX_BYTES), True),
+         (Grammar("regex", "a" * (limits.MAX_REGEX_BYTES + 1)), False),
+         (Grammar("lark", "a" * limits.MAX_GRAMMAR_BYTES), True), (Grammar("lark", "a" * (limits.MAX_GRAMMAR_BYTES + 1)), False),
+         (Grammar("choice", "é" * (limits.MAX_GRAMMAR_BYTES // 2 + 1)), False), (Grammar("other", ""), False), (7, False))
+    ),
 }  # fmt: skip
 PLAIN: dict[str, Any] = {
     "req": 1, "model": "echo", "text": None, "token_ids": None, "messages": None, "params": SamplingParams(), "rid": 1, "count": 1,
     "upto": 1, "protocol": 1, "schema_hash": "", "role": "client", "name": "gateway", "pid": 1, "nice": 0, "deadline_ms": None, "after": (),
-    "tenant": None, "owner": None, "parent": None, "client_request_id": None, "offset": 0, "pages": 1,
+    "tenant": None, "owner": None, "parent": None, "client_request_id": None, "offset": 0, "pages": 1, "again": False,
+    "tools": (), "tool_choice": "auto", "parallel_tool_calls": True,
 }  # fmt: skip
 PROMPTED = (m.Generate, m.Append, m.Tokenize)
 FIELDS = [(kind, name) for kind, fields in TABLE.items() for name in fields]
@@ -219,7 +239,9 @@ FIELDS = [(kind, name) for kind, fields in TABLE.items() for name in fields]
 
 def message(kind: type, name: str, value: Any) -> Any:
     fields = {each.name: PLAIN.get(each.name) for each in msgspec.structs.fields(kind)}
-    if kind in PROMPTED and name not in ("text", "token_ids", "messages"):
+    if name == "tools":
+        fields["messages"] = (m.ChatMessage("user", "hi"),)
+    elif kind in PROMPTED and name not in ("text", "token_ids", "messages"):
         fields["text"] = "hi"
     if kind is m.Detokenize:
         fields["token_ids"] = b""
@@ -283,7 +305,7 @@ def test_a_field_of_sampling_parameters(kind: type, name: str) -> None:
     for value, is_good in SAMPLING[name].values():
         if name == "logprobs" and value is None and not is_good:
             continue
-        params = SamplingParams(**{name: value})
+        params = SamplingParams(**({"stop_token_ids": (1,)} if name == "grammar" else {}) | {name: value})
         check(message(kind, "params", params), name, is_good)
 
 

@@ -140,12 +140,16 @@ def _retried(client, path, body, last):
     raise AssertionError("no worker came back")
 
 
-def test_the_daemon_notices_nothing_else(daemon, client):
-    status = client.get("/../llmos/v1/services".replace("/../", f"{str(client.base_url).removesuffix('/v1/')}/")).json()
-    restarts = {row["name"]: row["restarts"] for row in status["services"]}
+def test_the_daemon_notices_nothing_else(daemon, env, client):
+    url = f"{env['ANTHROPIC_BASE_URL']}/llmos/v1/services"
+
+    def services():
+        return client.get(url).json()["services"]
+
+    wait_until(lambda: all(row["state"] == "running" for row in services()), "all workers are back")
+    restarts = {row["name"]: row["restarts"] for row in services()}
     assert restarts["microkernel"] == restarts["executor.demo"] == restarts["gateway"] == 0
     assert restarts["http.0"] >= 3
-    assert all(row["state"] == "running" for row in status["services"])
 
 
 def test_nothing_is_left(daemon):

@@ -26,7 +26,8 @@ address = "127.0.0.1:0"
 EXPECTED = (
     ("bash", "The capital of France is Paris."),
     ("python", "12 + 7 = 19"),
-    ("python", "7"),
+    ("python", "Paris"),
+    ("python", '{"sum":'),
     ("python", "Once upon a time there was a fox"),
 )
 

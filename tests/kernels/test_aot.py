@@ -24,6 +24,7 @@ from llmos.kernels.variants import Variant
 SAMPLES = [
     (r"^add_rms_norm bf16 hidden=2880$|^silu_mul bf16|head_dim=(80|128 norm)$|^(copy|zero)_pages|^advance stops", "90"),
     (r"^sampling (count|penalise|bias|copy bf16|scan bf16 adjust report|choose bf16 adjust report|report bf16)$", "90"),
+    (r"^plan |^(decode|prefill) bf16 head_dim=128 groups=4 page=64$", "90"),
     (r"^silu_mul bf16|^apply_diff|^prepare_decode", "80"),
     (r"^silu_mul bf16|^apply_diff|^prepare_prefill", "100"),
 ]

@@ -36,7 +36,7 @@ def prefill(q, pages, chunks, rows=None, starts=None, **options):
         (F16, 80, 3, 16, {}),
         (F16, 96, 8, 32, {"softcap": 2.0}),
         (BF16, 128, 4, 64, {}),
-        (F32, 256, 16, 128, {}),
+        (F16, 256, 16, 128, {}),
         (F32, 64, 5, 16, {"softcap": 5.0, "window": 20}),
         (BF16, 64, 7, 32, {"window": 1}),
         (F32, 256, 2, 64, {"window": 40}),
@@ -45,14 +45,8 @@ def prefill(q, pages, chunks, rows=None, starts=None, **options):
 )
 def test_against_the_reference(dtype, head_dim, groups, page_size, options):
     """From the start and in the middle, around page boundaries, one token, none; NaN in everything that is not the sequence's own."""
-    chunks = [
-        (0, 1),
-        (0, page_size + 1),
-        (page_size - 1, 2),
-        (page_size, 0),
-        (2 * page_size, 1),
-        (page_size + 3, page_size),
-    ]
+    some = min(page_size, 20)
+    chunks = [(0, 1), (0, some + 1), (page_size - 1, 2), (page_size, 0), (2 * page_size, 1), (page_size + 3, some)]
     kv_heads = 2 if groups == 2 and head_dim == 128 else 1
     window = options.get("window", 0)
     first = [max(0, position - window + 1) if window else 0 for position, _ in chunks]

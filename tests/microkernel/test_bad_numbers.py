@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from kernel_world import World
+from kernel_world import World, token_at
 
 from llmos.codes import FinishReason
+from llmos.protocol.params import Grammar
 
 
 @pytest.mark.parametrize("prefix_cache", [False, True])
@@ -69,3 +70,35 @@ def test_bad_numbers_again_and_again_end_a_sequence_also_if_it_gets_further():
     assert world.streams[rid].end.reason == FinishReason.NUMERICAL_ERROR
     assert world.streams[rid].ids == world.streams[rid].expected(len(world.streams[rid].ids))
     assert len(world.streams[rid].ids) >= 3
+
+
+@pytest.mark.parametrize("has_grammar", [True, False])
+def test_a_grammar_that_leads_nowhere_ends_its_sequence_at_once(has_grammar: bool):
+    """Computing it again would find the same. Without a grammar the executor's word for that is taken as bad numbers."""
+    world = World(num_pages=64)
+    world.start_executor()
+    prompt = list(range(1, 14))
+    grammar = Grammar("regex", "a+") if has_grammar else None
+    rid = world.submit(prompt, max_tokens=12, seed=3, grammar=grammar)
+    for _ in range(5):
+        world.step()
+    world.executor.fail_rows[rid], world.executor.fail_times[rid] = FinishReason.GRAMMAR_FAILED, 1
+    world.run()
+    stream = world.streams[rid]
+    assert stream.end.reason == (FinishReason.GRAMMAR_FAILED if has_grammar else FinishReason.LENGTH)
+    assert FinishReason.GRAMMAR_FAILED.is_failure
+    if has_grammar:
+        other = world.submit(prompt, max_tokens=3, seed=4)
+        world.run()
+        assert world.row_add(other).num_computed == 12, "its pages are as good as any"
+
+
+def test_an_output_with_a_grammar_may_end_before_min_tokens():
+    world = World(num_pages=64)
+    world.start_executor()
+    for grammar, length in ((Grammar("regex", "a+"), 3), (None, 6)):
+        tokens = [token_at(3, 3 + at) for at in range(6)]
+        rid = world.submit([1, 2, 3], max_tokens=6, min_tokens=6, seed=3, stop_token_ids=(tokens[2],), grammar=grammar)
+        world.run()
+        assert world.streams[rid].ids == tokens[:length]
+        assert (world.streams[rid].end.reason == FinishReason.STOP) == (grammar is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from array import array
 
 import pytest
@@ -335,6 +336,52 @@ def test_the_microkernel_dies_at_any_step(carried: bool, steps: int):
         stream = world.streams[rid]
         assert (stream.result, stream.ids) == (records(prompt, top), stream.expected(count))
         assert world.ask(m.SeqAttach(world._next(), rid), GATEWAY).result == records(prompt, top)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_lives_of_scored_prompts_texts_and_others_in_a_pool_that_is_too_small(seed: int):
+    """Whatever happens to them, each record comes once, and everybody ends with all of them."""
+    rng = random.Random(seed)
+    world = encoder(num_pages=20) if seed % 5 == 0 else decoder(max_step_tokens=8, num_pages=26, host_pages=10)
+    wanted: dict[int, tuple[list[int], int | None, int]] = {}
+    asleep: set[int] = set()
+    for _ in range(120):
+        act = rng.random()
+        if act < 0.15:
+            prompt, top, count = (
+                text(rng.randint(1, 35), rng.randrange(900)),
+                rng.choice([None, 0, 3]),
+                rng.randint(0, 9),
+            )
+            if world.output_size:
+                rid = world.submit(prompt, second_at=0)
+            else:
+                top, count = (top, count) if top is not None else (None, max(1, count))
+                rid = world.submit(prompt, max_tokens=count, prompt_logprobs=top, seed=seed)
+            wanted[rid] = (prompt, top, count)
+        elif act < 0.22 and world.kernel.state.sequences:
+            rid = rng.choice(sorted(world.kernel.state.sequences))
+            asleep.add(rid)
+            world.send(CONTROL, m.Suspend(world._next(), rid, rng.choice(list(PageFate))))
+        elif act < 0.3 and asleep:
+            world.send(CONTROL, m.Resume(world._next(), asleep.pop()))
+        elif act < 0.32:
+            world.executor = None
+            world.send(SUPERVISOR, m.ServiceDown("executor", "executor.demo", 1, replaced=True, asked=True))
+            world.start_executor()
+        else:
+            world.step()
+    for rid in asleep & set(world.kernel.state.sequences):
+        world.send(CONTROL, m.Resume(world._next(), rid))
+    world.run()
+    for rid, (prompt, top, count) in wanted.items():
+        stream = world.streams[rid]
+        if world.output_size:
+            assert (stream.result, ended(world, rid)) == (vector(prompt), FinishReason.STOP)
+        else:
+            assert stream.result == (b"" if top is None else records(prompt, top))
+            assert (stream.ids, ended(world, rid)) == (stream.expected(count), FinishReason.LENGTH)
+        assert stream.repeated == 0
 
 
 def test_a_fork_does_not_repeat_its_parents_scores():

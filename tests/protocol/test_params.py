@@ -7,7 +7,7 @@ import pytest
 
 from llmos.errors import InvalidRequest
 from llmos.protocol import limits
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.params import Grammar, SamplingParams
 
 TINY = math.ulp(0.0)
 BIG = 2**31 - 1
@@ -49,6 +49,11 @@ LISTS: list[tuple[str, list[Any], list[Any]]] = [
             ((1, 1.0),) * 1025,
             ((1, math.nan),),
         ],
+    ),
+    (
+        "grammar",
+        [None, Grammar("json_object"), Grammar("regex", "é" * 2048), Grammar("lark", "a" * 65536)],
+        [Grammar("xml"), Grammar("regex", "é" * 2048 + "a"), Grammar("lark", "a" * 65537)],
     ),
 ]
 GOOD += [(field, value) for field, good, _ in LISTS for value in good]
@@ -99,3 +104,11 @@ def test_the_first_bad_field_is_named() -> None:
 def test_every_field_has_a_case_here() -> None:
     covered = {field for field, *_ in [*NUMBERS, *LISTS]}
     assert covered == set(SamplingParams.__struct_fields__) - {"ignore_eos"}
+
+
+def test_an_output_with_a_grammar_has_to_be_able_to_end() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(grammar=Grammar("json_object"), ignore_eos=True).check()
+    assert caught.value.field == "ignore_eos"
+    assert SamplingParams(grammar=Grammar("json_object"), min_tokens=5).least_output == 0
+    assert SamplingParams(min_tokens=5).least_output == 5

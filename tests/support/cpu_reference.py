@@ -27,8 +27,9 @@ def saved_model(kind: str, max_shard_size: str = "1GB"):
     return model, Path(holder.name)
 
 
-def open_cpu(directory: Path, *, page_size: int = 8, num_pages: int = 256, max_rows: int = 32, **changes) -> CpuBackend:
-    config = ModelConfig(name="m", backend="cpu", page_size=page_size, num_pages=num_pages, threads=1, **changes)
+def open_cpu(directory: Path, *, max_rows: int = 32, **changes) -> CpuBackend:
+    settings = {"page_size": 8, "num_pages": 256, "threads": 1} | changes
+    config = ModelConfig(name="m", backend="cpu", **settings)
     return CpuBackend.open(config, directory, Limits(max_rows, 2048), lambda: None)
 
 

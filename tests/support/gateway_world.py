@@ -53,6 +53,8 @@ def model_info(name: str = "echo", **changes: Any) -> m.ModelInfo:
         "eos_token_ids": (0,),
         "has_chat_template": True,
         "defaults": SamplingParams(temperature=0.7, top_k=40),
+        "tools": m.ToolFormat("hermes"),
+        "has_grammar": True,
     }
     return m.ModelInfo(**(fields | changes))
 
@@ -112,7 +114,9 @@ class FakeTokenizer:
                 text = "".join(f"{part.role}:{part.content}\n" for part in message.messages or ())
             raw, second = text.encode(), (message.second or "").encode()
             pieces = tuple(chr(b) for b in raw) if message.pieces else ()
-            return m.Encoded(message.req, pack_i32(list(raw + second)), pieces, len(raw) if second else 0)
+            return m.Encoded(
+                message.req, pack_i32(list(raw + second)), pieces, len(raw) if second else 0, message.grammar
+            )
         if isinstance(message, m.Render):
             raw = bytes(list(unpack_i32(message.token_ids)))
             return m.Rendered(message.req, raw.decode(errors="replace"), tuple(bytes([byte]) for byte in raw))

@@ -22,6 +22,7 @@ from llmos.keys.ring import KeyRing
 from llmos.keys.roles import Role
 from llmos.keys.secret import Secret
 from llmos.ports.endpoint import RunDir
+from llmos.protocol import messages as m
 from llmos.services.gateway.http.access import Access
 from llmos.services.gateway.http.app import App
 from llmos.services.gateway.http.context import Site
@@ -32,13 +33,13 @@ from llmos.services.gateway.http.sessions import HttpCore
 class HttpWorld:
     """`with HttpWorld() as world: world.http().get("/v1/models")`. The first key, `admin`, is an administrator's of tenant `root`."""
 
-    def __init__(self, *, max_in_flight: int = 64, max_body: int = 1 << 20) -> None:
+    def __init__(self, *models: m.ModelInfo, max_in_flight: int = 64, max_body: int = 1 << 20) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="llmos-h-"))
         self.run_dir = RunDir(self.path)
         self.state = self.path / "state"
         self.max_in_flight = max_in_flight
         self.max_body = max_body
-        self.models = (model_info(),)
+        self.models = models or (model_info(),)
         self.thread = LoopThread()
 
     def __enter__(self) -> HttpWorld:

@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 
 SMALL = {
     "vocab_size": 160,
-    "hidden_size": 48,
+    "hidden_size": 64,
     "intermediate_size": 80,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,

@@ -31,7 +31,7 @@ def structs(base: type) -> list[type[msgspec.Struct]]:
 
 def documented() -> list[type[msgspec.Struct]]:
     """Everything that needs a row on the page."""
-    return [*structs(messages.Message), *structs(messages.Part), params.SamplingParams]
+    return [*structs(messages.Message), *structs(messages.Part), params.Grammar, params.SamplingParams]
 
 
 def number_of(cls: type[msgspec.Struct]) -> int:
@@ -64,6 +64,8 @@ def default_text(value: Any) -> str:
         return "nil"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
     return "[]" if value == () else str(value)
 
 

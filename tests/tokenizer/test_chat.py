@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jinja2
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llmos.errors import InvalidRequest, ModelError
 from llmos.protocol import limits
-from llmos.protocol.messages import ChatMessage
+from llmos.protocol.messages import ChatMessage, Tool, ToolCall
 from llmos.services.tokenizer.chat import ChatTemplate
 from llmos.services.tokenizer.models import load_model
 
@@ -153,3 +154,70 @@ def test_as_many_messages_as_allowed_pass() -> None:
     assert render("{{ messages | length }}", *[("user", "x")] * limits.MAX_CHAT_MESSAGES) == str(
         limits.MAX_CHAT_MESSAGES
     )
+
+
+HERMES = """\
+{%- if tools %}{{- '<|im_start|>system\\n# Tools\\n<tools>' }}
+    {%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{%- endfor %}{{- '\\n</tools><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' and message.tool_calls %}
+        {{- '<|im_start|>assistant\\n' + message.content }}
+        {%- for call in message.tool_calls %}
+            {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == 'tool' %}
+        {{- '<tool_response id=' + message.tool_call_id + ' of=' + message.name + '>' + message.content + '</tool_response>' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+def test_tools_and_their_calls_are_rendered_like_by_transformers(tmp_path: Path) -> None:
+    path = tiny.model_dir(tmp_path, tiny.byte_level(), tokenizer_config={"chat_template": HERMES})
+    reference = PreTrainedTokenizerFast.from_pretrained(path)
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+    conversation = [
+        {"role": "user", "content": "How warm?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "12", "tool_call_id": "c1", "name": "weather"},
+    ]
+    function = {"name": "weather", "description": "of a city", "parameters": PARAMETERS}
+    expected = reference.apply_chat_template(
+        conversation, tools=[{"type": "function", "function": function}], add_generation_prompt=True, return_dict=False
+    )
+    messages = (
+        ChatMessage("user", "How warm?"),
+        ChatMessage("assistant", "", (ToolCall("weather", '{"city": "Zürich"}', "c1"),)),
+        ChatMessage("tool", "12", (), "c1", "weather"),
+    )
+    model = load_model("m", path)
+    assert model.encode_chat(messages, (Tool("weather", "of a city", json.dumps(PARAMETERS)),)) == expected
+    assert model.info.tools is not None
+    assert (model.info.tools.family, model.info.tools.marker) == ("hermes", None)
+
+
+def test_arguments_that_are_not_json_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"messages\[0\]: arguments of 'f' are not JSON"):
+        ChatTemplate(HERMES, {}).render([ChatMessage("assistant", "", (ToolCall("f", "{"),))])
+
+
+def test_a_special_token_that_begins_a_call_is_shown(tmp_path: Path) -> None:
+    """Clients could not find the call otherwise; other special tokens stay hidden."""
+    tokenizer = tiny.byte_level()
+    tokenizer.add_special_tokens(["[TOOL_CALLS]"])
+    mark, other = tokenizer.token_to_id("[TOOL_CALLS]"), tokenizer.token_to_id("<|im_end|>")
+    config = {"chat_template": "{% if tools %}[TOOL_CALLS]{% endif %}{{ messages[0].content }}"}
+    model = load_model("m", tiny.model_dir(tmp_path / "a", tokenizer, tokenizer_config=config))
+    assert model.info.tools is not None
+    assert model.info.tools.marker == mark
+    ids = (mark, *tokenizer.encode("x").ids, other)
+    assert model.open_stream(()).step(ids, True).text == "[TOOL_CALLS]x"
+    plain = load_model("m", tiny.model_dir(tmp_path / "b", tokenizer))
+    assert plain.open_stream(()).step(ids, True).text == "x"

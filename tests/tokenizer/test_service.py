@@ -35,6 +35,7 @@ from llmos.protocol.messages import (
     ModelInfoList,
     TokenizerToGateway,
 )
+from llmos.protocol.params import Grammar
 from llmos.services.tokenizer.models import load_model
 from llmos.services.tokenizer.service import ROLES, TextService, load_models
 
@@ -303,3 +304,32 @@ def _check_live(dialer: Dialer[Any]) -> None:
         assert len(answer.token_ids) > 4 * 500_000
     finally:
         dialer.close()
+
+
+def test_a_grammar_is_compiled_beside_a_text_or_alone(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    choice = Grammar("choice", '["a", "b"]')
+    both, alone, ids_only, refused, none = sorted(
+        world.ask(
+            world.gateway(),
+            Encode(1, "good", "fox", None, grammar=choice),
+            Encode(2, "good", None, None, grammar=choice),
+            Encode(3, "good", "fox", None),
+            Encode(4, "good", "fox", None, grammar=Grammar("json_schema", '{"not": {}}')),
+            Encode(5, "bare", None, None, grammar=choice),
+        ),
+        key=lambda answer: answer.req,
+    )
+    made = Grammar("lark", 'start: "a" | "b"\n')
+    assert (tuple(unpack_i32(both.token_ids)), both.grammar) == (ids_of("fox"), made)
+    assert (alone.token_ids, alone.grammar) == (b"", made)
+    assert ids_only.grammar is None
+    for answer in (refused, none):
+        assert isinstance(answer, Error)
+        assert (answer.code, answer.field) == (ErrorCode.INVALID_REQUEST, "grammar")
+    infos = {info.model: info.has_grammar for info in world.table.infos()}
+    assert infos == {"good": True, "bare": False}
+
+
+def test_a_fake_model_has_no_grammars(tmp_path: Path) -> None:
+    assert not load_model("m", tiny.model_dir(tmp_path, tiny.byte_level()), fake=True).info.has_grammar

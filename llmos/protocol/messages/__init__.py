@@ -39,6 +39,8 @@ from llmos.protocol.messages.client import (
     Tokenized,
     TokenLogprobs,
     Tokens,
+    Tool,
+    ToolCall,
     Usage,
 )
 from llmos.protocol.messages.control import (
@@ -143,6 +145,7 @@ from llmos.protocol.messages.text import (
     ModelInfoList,
     Render,
     Rendered,
+    ToolFormat,
 )
 from llmos.protocol.params import SamplingParams
 
@@ -367,6 +370,9 @@ __all__ = [
     "Tokenized",
     "TokenizerToGateway",
     "Tokens",
+    "Tool",
+    "ToolCall",
+    "ToolFormat",
     "Usage",
     "Wait",
     "Waited",

@@ -6,9 +6,30 @@ from llmos.protocol.messages.base import Message, Part
 from llmos.protocol.params import SamplingParams
 
 
+class ToolCall(Part, frozen=True):
+    """A call that an earlier answer made. `arguments`: JSON text of an object."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
 class ChatMessage(Part, frozen=True):
+    """`tool_calls`: of role assistant. `tool_call_id`, `name`: of role tool, which call its content answers."""
+
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class Tool(Part, frozen=True):
+    """A function that the model may call. `parameters`: JSON schema of an object as text, "" = it takes none."""
+
+    name: str
+    description: str | None = None
+    parameters: str = ""
 
 
 class Usage(Part, frozen=True):
@@ -36,6 +57,9 @@ class Generate(Message, tag=10, frozen=True):
     `nice`: -20 (most urgent) to 19; below 0 is for administrators. `deadline_ms`: from now; a sequence still waiting then is ended,
     one that can not be done by then is refused. `parent`: the sequence whose job it belongs to. `after`: it waits until these have
     ended, and ends itself if one of them does badly. `again`: it may have been accepted before, under the same `client_request_id`.
+
+    `tools`: what the model may call, only with `messages`. `tool_choice`: "auto", "none", "required", or "function:NAME"; the last two
+    make a call certain by a grammar. `parallel_tool_calls` False: such a call is the only one.
     """
 
     req: int
@@ -50,13 +74,19 @@ class Generate(Message, tag=10, frozen=True):
     parent: int | None = None
     after: tuple[int, ...] = ()
     again: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
 
 
 class Accepted(Message, tag=11, frozen=True):
+    """`tool_family`: how the text of a `Generate` with tools writes calls, for `llmos.tools.CallParser`."""
+
     req: int
     rid: int
     model: str
     prompt_tokens: int
+    tool_family: str | None = None
 
 
 class Tokens(Message, tag=12, frozen=True):
@@ -100,6 +130,7 @@ class Tokenize(Message, tag=16, frozen=True):
     model: str | None
     text: str | None
     messages: tuple[ChatMessage, ...] | None
+    tools: tuple[Tool, ...] = ()
 
 
 class Tokenized(Message, tag=17, frozen=True):

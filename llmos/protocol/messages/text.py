@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from llmos.protocol.messages.base import Message, Part
-from llmos.protocol.messages.client import ChatMessage
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.messages.client import ChatMessage, Tool
+from llmos.protocol.params import Grammar, SamplingParams
+
+
+class ToolFormat(Part, frozen=True):
+    """How a model writes calls of tools. `marker`: the special token that a call begins with, if one does."""
+
+    family: str
+    marker: int | None = None
 
 
 class ModelInfo(Part, frozen=True):
     """What a gateway must know of a model. `defaults` are the model's own generation settings. `task`: what it is for: generate, embed or
-    classify. `labels`: names of the classes, if it classifies and has some."""
+    classify. `labels`: names of the classes, if it classifies and has some. `tools`: None if its chat template knows no tools.
+    `has_grammar`: outputs can be held to a grammar."""
 
     model: str
     vocab_size: int
@@ -19,6 +27,8 @@ class ModelInfo(Part, frozen=True):
     defaults: SamplingParams
     task: str = "generate"
     labels: tuple[str, ...] = ()
+    tools: ToolFormat | None = None
+    has_grammar: bool = False
 
 
 class ModelInfoGet(Message, tag=40, frozen=True):
@@ -31,9 +41,9 @@ class ModelInfoList(Message, tag=41, frozen=True):
 
 
 class Encode(Message, tag=42, frozen=True):
-    """Exactly one of `text`, `messages`. `pieces`: also return each token as text. `continues`: the text goes on from other tokens, so
-    nothing is put in front of it. `second`: a text that is read together with the first. `truncate`: cut what is longer than the model's
-    context."""
+    """Exactly one of `text`, `messages`; neither if only a `grammar` is to be compiled. `pieces`: also return each token as text.
+    `continues`: the text goes on from other tokens, so nothing is put in front of it. `second`: a text that is read together with the
+    first. `truncate`: cut what is longer than the model's context."""
 
     req: int
     model: str
@@ -43,15 +53,19 @@ class Encode(Message, tag=42, frozen=True):
     continues: bool = False
     second: str | None = None
     truncate: bool = False
+    tools: tuple[Tool, ...] = ()
+    grammar: Grammar | None = None
 
 
 class Encoded(Message, tag=43, frozen=True):
-    """`second_at`: where the second text begins, as the tokenizer marks it; 0 = there is none, or it is not marked."""
+    """`second_at`: where the second text begins, as the tokenizer marks it; 0 = there is none, or it is not marked. `grammar`: as
+    executors take it."""
 
     req: int
     token_ids: bytes
     pieces: tuple[str, ...] = ()
     second_at: int = 0
+    grammar: Grammar | None = None
 
 
 class DecodeOpen(Message, tag=44, frozen=True):

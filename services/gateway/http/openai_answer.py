@@ -116,13 +116,13 @@ class Answer(ABC):
             if opening:
                 yield b"".join(opening)
         while pieces := await self.outputs.take():
-            if events := b"".join([await self._event(marks, piece) for piece in pieces]):
+            if events := b"".join([await self.event(marks, piece) for piece in pieces]):
                 yield events
         if with_usage:
             yield b'data: %b,"choices":[],"usage":%b}\n\n' % (self.head, msgspec.json.encode(self.usage()))
         yield DONE
 
-    async def _event(self, marks: Marks, piece: Piece) -> bytes:
+    async def event(self, marks: Marks, piece: Piece) -> bytes:
         """Nothing for what the client has already, or what says nothing yet."""
         output, message = piece.output, piece.message
         if isinstance(message, Tokens):

@@ -7,19 +7,31 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 from starlette.types import ASGIApp
 
 from llmos.protocol import limits
-from llmos.protocol.messages import ChatMessage, TokenLogprobs
+from llmos.protocol.messages import TokenLogprobs, Tokens
 from llmos.services.gateway.http.bodies import Refused, decode, read_body
+from llmos.services.gateway.http.chat_input import (
+    JsonFormat,
+    Message,
+    NamedChoice,
+    SchemaFormat,
+    TextFormat,
+    ToolField,
+    chat_messages,
+    grammar_of,
+    tools_of,
+)
 from llmos.services.gateway.http.context import Call
 from llmos.services.gateway.http.failures import HttpError, unsupported
 from llmos.services.gateway.http.openai_answer import Answer, named, respond
 from llmos.services.gateway.http.openai_output import chat_logprobs, finish_word
-from llmos.services.gateway.http.outputs import Collected, Output, Outputs
+from llmos.services.gateway.http.outputs import Collected, Output, Outputs, Piece
 from llmos.services.gateway.http.requests import (
     LATER,
+    NO_TOOLS,
     WITHOUT_EFFECT,
     Sampling,
     Wish,
@@ -28,15 +40,12 @@ from llmos.services.gateway.http.requests import (
     sampling_params,
     wishes,
 )
-from llmos.services.gateway.http.sse import Resume, read_resume
+from llmos.services.gateway.http.sse import Marks, Resume, read_resume
+from llmos.services.gateway.http.tool_calls import CallReader, merged
 
 REFUSED = {
-    "tools": Refused("tool calls are to come", (None, [])),
-    "tool_choice": Refused("tool calls are to come", (None, "none", "auto")),
-    "parallel_tool_calls": Refused("tool calls are to come", (None, True, False)),
     "functions": Refused("use tools", (None, [])),
     "function_call": Refused("use tools", (None, "none", "auto")),
-    "response_format": Refused("structured output is to come", (None, {"type": "text"})),
     "modalities": Refused("there is only text", (None, ["text"])),
     "audio": LATER,
     "prediction": LATER,
@@ -45,27 +54,6 @@ REFUSED = {
     "verbosity": Refused("no model here has such a setting", (None, "medium")),
     "store": Refused("answers are not stored; /v1/responses keeps them for a while", (None, False)),
 }
-ROLES = ("system", "developer", "user", "assistant")
-
-
-class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
-    """Text; other kinds of parts are refused."""
-
-    text: str
-
-
-class Message(Struct, forbid_unknown_fields=True):
-    """One message of the conversation."""
-
-    role: str
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    refusal: str | None = None
-    audio: None = None
-    annotations: list[Any] | None = None
-    function_call: None = None
-    tool_calls: list[Any] | None = None
-    tool_call_id: str | None = None
 
 
 class ChatRequest(Sampling, kw_only=True):
@@ -76,37 +64,29 @@ class ChatRequest(Sampling, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1, le=limits.MAX_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.MAX_LOGPROBS)] | None = None
+    response_format: TextFormat | JsonFormat | SchemaFormat | None = None
+    tools: list[ToolField] | None = None
+    tool_choice: str | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 async def chat_completions(call: Call) -> ASGIApp:
     body = await read_body(call.request, call.site.max_body)
     asked, idle = decode(body, ChatRequest, REFUSED, WITHOUT_EFFECT)
-    params = sampling_params(asked, _max_tokens(asked), _logprobs(asked))
-    prompt = Wish(messages=tuple(chat_message(message, place) for place, message in enumerate(asked.messages)))
+    params = sampling_params(asked, _max_tokens(asked), _logprobs(asked), grammar_of(asked.response_format))
+    tools = tools_of(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+    if tools.tools and asked.logprobs:
+        raise unsupported("logprobs", "not together with tools: text that is a call has no tokens of its own")
+    prompt = Wish(messages=chat_messages(asked.messages))
     samples = asked.n or 1
-    wanted = wishes(call.request, asked.model, [prompt], samples, params, nice_of(asked))
+    wanted = wishes(call.request, asked.model, [prompt], samples, params, nice_of(asked), tools)
     resume = read_resume(call.request, len(wanted)) if asked.stream else Resume(int(time.time()))
-    outputs = Outputs(call.session, wanted, samples, resume.places)
+    outputs = Outputs(call.session, wanted, samples, resume.places, from_start=bool(tools.tools))
     answer = ChatAnswer(call, outputs, resume.created, samples, with_logprobs=bool(asked.logprobs))
     answer.tier = asked.service_tier or "default"
+    answer.tools = tools
     with named(names_of(asked)):
         return await respond(answer, resume, asked, idle)
-
-
-def chat_message(message: Message, place: int) -> ChatMessage:
-    """As the microkernel's side of the world has it; raises 400 for what it can not say."""
-    for name in ("name", "tool_calls", "tool_call_id"):
-        if getattr(message, name):
-            raise unsupported(f"messages[{place}].{name}", "the chat templates are given role and content only")
-    if message.role not in ROLES:
-        text = f"messages[{place}].role: {message.role!r:.40} is none of {', '.join(ROLES)}"
-        raise HttpError(400, text, param=f"messages[{place}].role", code="invalid_value")
-    content = message.content
-    if content is None:
-        raise HttpError(
-            400, f"messages[{place}].content is missing", param=f"messages[{place}].content", code="invalid_value"
-        )
-    return ChatMessage(message.role, content if isinstance(content, str) else "".join(part.text for part in content))
 
 
 def _max_tokens(asked: ChatRequest) -> int | None:
@@ -129,6 +109,8 @@ class ChatAnswer(Answer):
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     tier = "default"
+    tools = NO_TOOLS
+    _readers: dict[int, CallReader] | None = None
 
     def opening(self, output: Output) -> bytes:
         return self._delta(output.index, b'{"role":"assistant","content":"","refusal":null}')
@@ -137,7 +119,7 @@ class ChatAnswer(Answer):
         return self._delta(output.index, b'{"content":%b}' % msgspec.json.encode(text), logprobs)
 
     def end(self, output: Output) -> bytes:
-        return self._delta(output.index, b"{}", b"null", msgspec.json.encode(finish_word(output)))
+        return self._delta(output.index, b"{}", b"null", msgspec.json.encode(self._word(output)))
 
     def logprobs(
         self, output: Output, ids: Sequence[int], given: Sequence[TokenLogprobs | None], table: dict[int, bytes]
@@ -145,12 +127,47 @@ class ChatAnswer(Answer):
         return chat_logprobs(ids, given, table)
 
     def choice(self, whole: Collected, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        reader = self._reader(whole.output)
+        reader.skip = 0
+        delta = merged([*reader.push("".join(whole.text)), *reader.finish()])
+        calls = [{key: value for key, value in call.items() if key != "index"} for call in delta.get("tool_calls", ())]
+        message = {"role": "assistant", "content": delta.get("content", None if calls else ""), "refusal": None}
         return {
             "index": whole.output.index,
-            "message": {"role": "assistant", "content": "".join(whole.text), "refusal": None},
+            "message": message | ({"tool_calls": calls} if calls else {}),
             "logprobs": logprobs,
-            "finish_reason": finish_word(whole.output),
+            "finish_reason": self._word(whole.output),
         }
+
+    async def event(self, marks: Marks, piece: Piece) -> bytes:
+        if not self.tools.tools:
+            return await super().event(marks, piece)
+        output, message = piece.output, piece.message
+        reader = self._reader(output)
+        found = reader.push(message.text)
+        event = b""
+        if (delta := merged(found)) and not output.place.has_text:
+            event = marks.tokens(output, reader.chars) + self._delta(output.index, msgspec.json.encode(delta))
+        if isinstance(message, Tokens) or output.place.is_over:
+            return event
+        if (delta := merged(reader.finish())) and not output.place.has_text:
+            event += marks.text(output, reader.chars) + self._delta(output.index, msgspec.json.encode(delta))
+        return event + marks.end(output, reader.chars) + self.end(output)
+
+    def _reader(self, output: Output) -> CallReader:
+        """Reads the calls out of one output's text."""
+        self._readers = {} if self._readers is None else self._readers
+        if output.index not in self._readers:
+            info = self.call.site.core.router.models.get(output.model)
+            is_asked = self.tools.tools and self.tools.choice != "none" and info is not None and info.tools is not None
+            family = info.tools.family if is_asked and info is not None and info.tools is not None else None
+            names = {tool.name for tool in self.tools.tools}
+            self._readers[output.index] = CallReader(output.rid, family, names, output.place.offset)
+        return self._readers[output.index]
+
+    def _word(self, output: Output) -> str:
+        word = finish_word(output)
+        return "tool_calls" if word == "stop" and self._reader(output).has_calls else word
 
     def more(self) -> dict[str, Any]:
         return {"service_tier": self.tier}

@@ -84,16 +84,25 @@ class Piece:
 
 
 class Outputs:
-    """`wanted[i * samples]` is the first sample of prompt i. `places`: where a client that comes again had got to."""
+    """`wanted[i * samples]` is the first sample of prompt i. `places`: where a client that comes again had got to. `from_start`: read it
+    all again, whatever they say."""
 
     def __init__(
-        self, session: Session, wanted: Sequence[Generate], samples: int = 1, places: Sequence[Place] = ()
+        self,
+        session: Session,
+        wanted: Sequence[Generate],
+        samples: int = 1,
+        places: Sequence[Place] = (),
+        *,
+        from_start: bool = False,
     ) -> None:
         self._session = session
         self._samples = samples
         self.outputs = [Output(index, message) for index, message in enumerate(wanted)]
         for output, place in zip(self.outputs, places):
-            output.place, output.upto, output.acked = place, place.offset, place.offset
+            output.place = place
+            if not from_start:
+                output.upto = output.acked = place.offset
         self._arrived: deque[tuple[Output, Any]] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._left = len(self.outputs)
@@ -161,7 +170,7 @@ class Outputs:
         self._unaccepted += 1
 
         def make(req: int) -> Generate | Attach:
-            return Attach(req, place.rid, place.offset) if place.rid else structs.replace(output.wanted, req=req)
+            return Attach(req, place.rid, output.upto) if place.rid else structs.replace(output.wanted, req=req)
 
         output.req = self._session.send(make, lambda message: self._sink(output, message))
 

@@ -13,8 +13,8 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 
 from llmos.protocol import limits
-from llmos.protocol.messages import ChatMessage, Generate
-from llmos.protocol.params import SamplingParams
+from llmos.protocol.messages import ChatMessage, Generate, Tool
+from llmos.protocol.params import Grammar, SamplingParams
 from llmos.services.gateway.http.bodies import Refused
 from llmos.services.gateway.http.failures import HttpError
 
@@ -36,6 +36,13 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
     include_usage: bool = False
     include_obfuscation: bool = False
+
+
+class GrammarField(Struct, forbid_unknown_fields=True):
+    """What the output has to look like: `kind` is json_schema, json_object, regex, choice, lark or gbnf (docs/structured.md)."""
+
+    kind: str
+    text: str = ""
 
 
 class Sampling(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -60,9 +67,12 @@ class Sampling(Struct, forbid_unknown_fields=True, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0, le=limits.MAX_TOKENS)] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    grammar: GrammarField | None = None
 
 
-def sampling_params(given: Sampling, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+def sampling_params(
+    given: Sampling, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
+) -> SamplingParams:
     """Its ranges are checked by the gateway, as for everybody."""
     own: dict[str, Any] = {
         name: value
@@ -79,8 +89,13 @@ def sampling_params(given: Sampling, max_tokens: int | None, logprobs: int | Non
         )
         if (value := getattr(given, name)) is not None
     }
+    if given.grammar is not None:
+        if grammar is not None:
+            raise HttpError(400, "grammar and response_format say the same: give one of them", param="grammar")
+        grammar = Grammar(given.grammar.kind, given.grammar.text)
     return SamplingParams(
         **own,
+        grammar=grammar,
         seed=None if given.seed is None else given.seed % _SEEDS,
         stop=stop_strings(given.stop),
         stop_token_ids=tuple(given.stop_token_ids or ()),
@@ -118,8 +133,25 @@ class Wish(Struct, frozen=True):
     messages: tuple[ChatMessage, ...] | None = None
 
 
+class Tools(Struct, frozen=True):
+    """What the model may call, as `Generate` has it."""
+
+    tools: tuple[Tool, ...] = ()
+    choice: str = "auto"
+    parallel: bool = True
+
+
+NO_TOOLS = Tools()
+
+
 def wishes(
-    request: Request, model: str | None, prompts: list[Wish], samples: int, params: SamplingParams, nice: int
+    request: Request,
+    model: str | None,
+    prompts: list[Wish],
+    samples: int,
+    params: SamplingParams,
+    nice: int,
+    tools: Tools = NO_TOOLS,
 ) -> list[Generate]:
     """The samples of each prompt, one after another. `req` is filled in when they are asked for."""
     if len(prompts) * samples > MAX_OUTPUTS:
@@ -143,6 +175,10 @@ def wishes(
                     key if key is None or not index else f"{key}~{index}",
                     nice,
                     deadline,
+                    tools=tools.tools,
+                    tool_choice=tools.choice,
+                    parallel_tool_calls=tools.parallel,
+                    again=key is not None,  # HTTP clients do not say whether they ask for the second time
                 )
             )
     return found

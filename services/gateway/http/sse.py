@@ -57,7 +57,8 @@ def read_resume(request: Request, count: int) -> Resume:
 
 
 class Marks:
-    """Ids for the events of one stream, which say what was sent until then."""
+    """Ids for the events of one stream, which say what was sent until then. Where text is read for calls of tools, places count its
+    characters instead of tokens: what comes out of a reader depends on these alone."""
 
     def __init__(self, created: int, places: Sequence[Place]) -> None:
         self._created = created
@@ -67,13 +68,13 @@ class Marks:
         """The `id:` line of an event with which a client has the first `upto` tokens."""
         return self._line(output.index, f"{output.rid}.{upto}")
 
-    def text(self, output: Output) -> bytes:
+    def text(self, output: Output, upto: int | None = None) -> bytes:
         """... with which it has all text."""
-        return self._line(output.index, f"{output.rid}.{output.upto}~")
+        return self._line(output.index, f"{output.rid}.{output.upto if upto is None else upto}~")
 
-    def end(self, output: Output) -> bytes:
+    def end(self, output: Output, upto: int | None = None) -> bytes:
         """... with which it has the end."""
-        return self._line(output.index, f"{output.rid}.{output.upto}!")
+        return self._line(output.index, f"{output.rid}.{output.upto if upto is None else upto}!")
 
     def _line(self, index: int, part: str) -> bytes:
         self._parts[index] = part

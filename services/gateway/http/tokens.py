@@ -10,9 +10,9 @@ from starlette.types import ASGIApp
 from llmos.protocol.codec import pack_i32, unpack_i32
 from llmos.protocol.messages import Detokenize, Detokenized, Tokenize, Tokenized
 from llmos.services.gateway.http.bodies import plain, read_body
+from llmos.services.gateway.http.chat_input import Message, ToolField, chat_messages, tools_of
 from llmos.services.gateway.http.context import Call, json_response
 from llmos.services.gateway.http.failures import HttpError
-from llmos.services.gateway.http.openai_chat import Message, chat_message
 
 
 class TokenizeRequest(Struct, forbid_unknown_fields=True):
@@ -22,6 +22,7 @@ class TokenizeRequest(Struct, forbid_unknown_fields=True):
     text: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: list[ToolField] | None = None
     return_token_strs: bool = False
 
 
@@ -37,12 +38,9 @@ async def tokenize(call: Call) -> ASGIApp:
     text = asked.prompt if asked.text is None else asked.text
     if sum(part is not None for part in (asked.text, asked.prompt, asked.messages)) != 1:
         raise HttpError(400, "exactly one of text, prompt and messages is needed", param="text", code="invalid_value")
-    chat = (
-        None
-        if asked.messages is None
-        else tuple(chat_message(message, place) for place, message in enumerate(asked.messages))
-    )
-    found = await call.session.ask(lambda req: Tokenize(req, asked.model, text, chat), Tokenized)
+    chat = None if asked.messages is None else chat_messages(asked.messages)
+    tools = tools_of(asked.tools, None, None).tools
+    found = await call.session.ask(lambda req: Tokenize(req, asked.model, text, chat, tools), Tokenized)
     ids = list(unpack_i32(found.token_ids))
     body = {
         "model": found.model,

@@ -1,0 +1,1 @@
+"""Grammars: checked and made normal by tokenizer services, followed by executors."""
