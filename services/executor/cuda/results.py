@@ -92,8 +92,10 @@ class PendingStep:
         # Row, position and token are the first three columns, as on the wire.
         samples = (found if sampled.all() else found[sampled])[:, :_STATE].astype("<i4").tobytes()
         scored = [slot for slot in self.scores if slot.wanted.row not in bad]
-        results, worse = finish_scores([slot.wanted for slot in scored], [slot.records.numpy() for slot in scored])
-        bad += worse
+        results: tuple[RowResult, ...] = ()
+        if scored:
+            results, worse = finish_scores([slot.wanted for slot in scored], [slot.records.numpy() for slot in scored])
+            bad += worse
         failures = [
             value for row in dict.fromkeys((*self.failed, *bad)) for value in (row, int(FinishReason.NUMERICAL_ERROR))
         ]
