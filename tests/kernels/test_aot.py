@@ -56,7 +56,13 @@ def test_the_table_has_every_variant():
 
 def test_no_variant_spills_much():
     """Spilled registers go to the stack: none do, but for those that are named here with what is allowed."""
-    allowed = {}
+    allowed = {
+        "decode bf16 head_dim=256 groups=8 page=64 window softcap": 8,
+        "prefill bf16 head_dim=128 groups=4 page=64": 48,  # on sm_80, whose matrix units take their operands from registers
+        # Descriptors become plain loads on sm_80, where these are compiled but never chosen.
+        "decode bf16 head_dim=128 groups=4 page=64 descriptors": 16,
+        "prefill bf16 head_dim=128 groups=4 page=64 descriptors": 864,
+    }
     for name, needs in json.loads(aot.TABLE.read_text())["variants"].items():
         for architecture, figures in needs.items():
             assert figures["stack"] <= allowed.get(name, 0), f"{name} sm_{architecture}: {figures}"
