@@ -32,6 +32,8 @@ class Params:
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: None = None
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,13 @@ def paged_decode_reference(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
-    kv_scales: Tensor | None = None,
     compute: torch.dtype = torch.float64,
 ) -> Tensor:
     """`paged_decode` in type `compute`: [batch, heads, head_dim]."""
     out = torch.zeros(q.shape, dtype=compute, device=q.device)
     for entry, (row, length) in enumerate(zip(rows.tolist(), context.tolist())):
         if length:
-            keys = _Keys(k_pages, v_pages, page_table[row], max(0, length - window) if window else 0, length, kv_scales)
+            keys = _Keys(k_pages, v_pages, page_table[row], max(0, length - window) if window else 0, length)
             out[entry] = _attend(q[entry : entry + 1], keys, length - 1, scale, window, softcap, compute)[0]
     return out
 
@@ -46,7 +45,6 @@ def paged_prefill_reference(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
-    kv_scales: Tensor | None = None,
     compute: torch.dtype = torch.float64,
 ) -> Tensor:
     """`paged_prefill` in type `compute`: [tokens, heads, head_dim]; zeros where no sequence owns the token."""
@@ -54,7 +52,7 @@ def paged_prefill_reference(
     for row, start, length, position in zip(rows.tolist(), q_start.tolist(), q_len.tolist(), q_pos.tolist()):
         if length:
             first = max(0, position - window + 1) if window else 0
-            keys = _Keys(k_pages, v_pages, page_table[row], first, position + length, kv_scales)
+            keys = _Keys(k_pages, v_pages, page_table[row], first, position + length)
             chunk = slice(start, start + length)
             out[chunk] = _attend(q[chunk], keys, position, scale, window, softcap, compute)
     return out
@@ -63,23 +61,17 @@ def paged_prefill_reference(
 class _Keys:
     """K and V of positions [first, end) of one sequence, gathered from its pages: [tokens, kv_heads, head_dim]."""
 
-    def __init__(
-        self, k_pages: Tensor, v_pages: Tensor, table: Tensor, first: int, end: int, kv_scales: Tensor | None
-    ) -> None:
+    def __init__(self, k_pages: Tensor, v_pages: Tensor, table: Tensor, first: int, end: int) -> None:
         self.first = first
         self.positions = torch.arange(first, end, device=table.device)
         page_size = k_pages.shape[2]
         self._pages = table[self.positions // page_size].long()
         self._slots = self.positions % page_size
-        self._kv_scales = kv_scales
         self._k_pages, self._v_pages = k_pages, v_pages
 
     def get(self, compute: torch.dtype) -> tuple[Tensor, Tensor]:
         k = self._k_pages[self._pages, :, self._slots].to(compute)
         v = self._v_pages[self._pages, :, self._slots].to(compute)
-        if self._kv_scales is not None:
-            k = k * self._kv_scales[self._pages, 0].to(compute)[..., None]
-            v = v * self._kv_scales[self._pages, 1].to(compute)[..., None]
         return k, v
 
 

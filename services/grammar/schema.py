@@ -30,6 +30,8 @@ _REMARKS = frozenset(
         *("writeOnly", "discriminator"),
     ]
 )
+# RFC 3339 has a year 0000, which Python and many others that read dates do not.
+_YEAR = "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-"
 _TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 
 
@@ -67,6 +69,8 @@ class _Walk:
                 kept[key] = schema[key]
         if "oneOf" in kept:
             self._replace_one_of(kept, where)
+        if kept.get("format") in ("date", "date-time"):
+            kept.setdefault("pattern", _YEAR)
         return kept
 
     def _keyword(self, key: str, value: Any, where: str, depth: int) -> Any:

@@ -139,24 +139,6 @@ def test_who_gets_the_row_of_one_that_fails_in_flight_does_not_fail():
         assert (output.failed, len(output.samples)) == (b"", 12)
 
 
-class HeldParams(SamplingParams):
-    grammar: str | None = None
-
-
-def test_a_row_with_a_grammar_fails_alone_as_long_as_none_is_kept():
-    _, directory = saved_model("llama-tied")
-    backend = open_device(directory)
-    held = RowAdd(0, 1, pack_i32([1, 2]), 2, 0, pack_i32([0]), HeldParams(seed=0, grammar="a"))
-    free = RowAdd(1, 2, pack_i32([1, 2]), 2, 0, pack_i32([1]), HeldParams(seed=0))
-    for plan in (
-        StepPlan(1, 1, b"", (held, free), b"", pack_i32([0, 0, 2, 1, 1, 0, 2, 1]), b""),
-        StepPlan(1, 2, b"", (), b"", b"", pack_i32([0, 1])),
-    ):
-        output = backend.execute(plan)
-        assert output.failed == pack_i32([0, FinishReason.NUMERICAL_ERROR])
-        assert list(unpack_i32(output.samples))[:1] == [1]
-
-
 def test_rows_stop_on_the_device():
     """By a stop token, and at their last length: steps that were submitted already bring nothing more of them."""
     model, directory = saved_model("llama-tied")

@@ -114,15 +114,6 @@ def test_the_fake_is_certain(chunk):
     assert found[0][1].logprob != found[0][1].logprob
 
 
-@pytest.mark.parametrize("kind", ["llama-tied", "qwen3"])
-def test_the_cuda_backend_scores_the_same(kind, monkeypatch):
-    model, directory = saved_model(kind)
-    monkeypatch.setattr(prompt_scores, "_MAX_LOGITS", 5 * SMALL["vocab_size"])
-    backend = open_device(directory)
-    for chunk in (1000, 7):
-        check(model, prompt(40), 3, score(backend, prompt(40), 3, chunk, sample=chunk == 7))
-
-
 def test_bad_numbers_fail_the_row_of_the_cuda_backend_though_nothing_is_sampled():
     _, directory = saved_model("llama-tied")
     backend = open_poisoned_device(directory)

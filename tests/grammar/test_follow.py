@@ -88,6 +88,16 @@ def test_the_state_is_a_fold_over_the_tokens(seed):
             assert allowed(jumping) == allowed(steady)
 
 
+@pytest.mark.parametrize("kind", ["date", "date-time"])
+def test_there_is_no_year_0(kind):
+    for text, possible in (('"0001-02-28', True), ('"2026-02-28', True), ('"0000-', False)):
+        follower = Follower(
+            vocabulary(), compiled("json_schema", json.dumps({"format": kind, "type": "string"})), STOPS
+        )
+        follower.follow(TOKENIZER.encode(text, add_special_tokens=False).ids)
+        assert allowed(follower)[0] == possible
+
+
 def test_only_a_stop_token_follows_a_complete_output_and_then_nothing_is_asked():
     follower = Follower(vocabulary(), compiled("regex", "[0-9]{2}"), STOPS)
     assert allowed(follower)[1].isdisjoint(STOPS)

@@ -18,7 +18,6 @@ library's, and the context of a sequence that decodes is walked by one program p
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import time
@@ -37,17 +36,17 @@ from llmos.services.executor.cuda.kv_pool import KVPool
 from llmos.services.executor.cuda.model import DeviceModel
 from llmos.services.executor.cuda.operations import Context, open_operations
 from llmos.services.executor.cuda.products import choose_product
-from llmos.services.executor.cuda.prompt_scoring import PromptScoring
-from llmos.services.executor.cuda.results import PendingStep, ResultSlot
+from llmos.services.executor.cuda.results import PendingStep, ResultSlot, ScoreSlot
 from llmos.services.executor.cuda.row_diff import RowDiff
 from llmos.services.executor.cuda.tables import position_table, row_table_for
 from llmos.services.executor.cuda.workspace import Workspace
 from llmos.services.executor.models.decoder import Decoder
 from llmos.services.executor.page_moves import PageMoves, read_moves
+from llmos.services.executor.prompt_scores import wanted_scores
 from llmos.services.executor.rows import RowTable, Work
 
 if TYPE_CHECKING:
-    from llmos.protocol.messages import RowResult, StepPlan
+    from llmos.protocol.messages import StepPlan
 
 WINDOW = 2
 _LOOK_S = 20e-6
@@ -116,7 +115,7 @@ class CudaBackend:
     def submit(self, plan: StepPlan) -> None:
         assert len(self._in_flight) < self.window, "collect first"
         moves = read_moves(plan, self.pool.num_pages, self.pool.num_host_pages)
-        work = self._refuse_grammars(plan, self.rows.apply(plan))
+        work = self.rows.apply(plan)
         slot = self._submitted % self.window
         self._submitted += 1
         shape, upload = self.inputs.write(slot, work, self._diff.write(plan))
@@ -124,31 +123,21 @@ class CudaBackend:
         columns = self.rows.sampling
         logprobs = columns.logprobs[sampling]
         adjust, report = bool(columns.special[sampling].any()), bool((logprobs >= 0).any())
-        result, scoring = self._slots[slot], PromptScoring.of(self.rows, work)
-
-        def compute() -> None:
-            with torch.inference_mode():
-                self._compute(moves, work, shape, upload, result, adjust, report)
-                if scoring is not None:
-                    scoring.keep(self.model)
-
+        result = self._slots[slot]
+        wanted = wanted_scores(work.decode.size, work.chunks, self.rows)
+        scores = [ScoreSlot(self.device, each, int(self.rows.life[each.row])) for each in wanted]
         with fatal_errors():
-            self.device.run(compute)
+            self.device.run(
+                torch.inference_mode()(
+                    lambda: self._compute(moves, work, shape, upload, result, adjust, report, scores)
+                )
+            )
             mark = self.device.mark()
-        step = PendingStep(result, mark, sampling, self.rows.life[sampling], logprobs, list(work.skipped), scoring)
+        step = PendingStep(result, mark, sampling, self.rows.life[sampling], logprobs, list(work.skipped), scores)
+        step.refused = sampling[columns.has_grammar[sampling]]
         self.rows.computed_to(work)
         self.rows.length[sampling] += 1
         self._in_flight.append(step)
-
-    def _refuse_grammars(self, plan: StepPlan, work: Work) -> Work:
-        """Rows that a grammar should hold fail: masks are not brought to the device yet, and an output that is not held would be worse."""
-        refused = {add.row for add in plan.row_adds if getattr(add.params, "grammar", None) is not None}
-        if not refused:
-            return work
-        self.rows.failed[list(refused)] = True
-        named = [chunk.row for chunk in work.chunks if chunk.row in refused]
-        chunks = tuple(chunk for chunk in work.chunks if chunk.row not in refused)
-        return dataclasses.replace(work, chunks=chunks, skipped=(*work.skipped, *named))
 
     def done(self, timeout_s: float) -> bool:
         mark, end = self._in_flight[0].mark, time.perf_counter() + timeout_s
@@ -160,17 +149,10 @@ class CudaBackend:
         return True
 
     def collect(self) -> StepOutput:
-        step = self._in_flight[0]
-        results: tuple[RowResult, ...] = ()
         with fatal_errors():
-            step.mark.wait()
-            if step.scoring is not None:
-                results, unsound = step.scoring.score(self.device, self.model)
-                step.failed += unsound
-                for row in unsound:
-                    self._note_failed(row, step.scoring.lives[row])
-        self._in_flight.popleft()
-        output, bad = step.output(results)
+            self._in_flight[0].mark.wait()
+        step = self._in_flight.popleft()
+        output, bad = step.output()
         for row in bad:
             self._note_failed(row, step.life_of(row))
         return output
@@ -198,6 +180,7 @@ class CudaBackend:
         result: ResultSlot,
         adjust: bool,
         report: bool,
+        scores: list[ScoreSlot],
     ) -> None:
         """Device work: a whole step."""
         self.pool.move(moves)
@@ -211,6 +194,8 @@ class CudaBackend:
             self.graphs.run(shape.num_decodes, adjust=adjust, report=report)
         if shape.num_samples:
             result.fetch(self.work, self.ops, shape.num_samples, report=report)
+        for score in scores:
+            self.model.score(score)
 
 
 def check_limits(limits: Limits) -> None:

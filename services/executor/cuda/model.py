@@ -16,8 +16,10 @@ from torch import Tensor
 from llmos.services.executor.cuda.inputs import StepInputs, StepShape
 from llmos.services.executor.cuda.operations import Operations
 from llmos.services.executor.cuda.products import DeviceLinear, Product
+from llmos.services.executor.cuda.results import ScoreSlot
 from llmos.services.executor.cuda.workspace import Workspace
 from llmos.services.executor.models.decoder import Decoder, Layer
+from llmos.services.executor.prompt_scores import make_records
 
 Chunks = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -72,17 +74,18 @@ class DeviceModel:
         )
         self._sample(samples, adjust=adjust, report=report)
 
-    def hidden_states(self, first: int, last: int) -> Tensor:
-        """Of these tokens of the step that was just computed, before the last norm: a new tensor."""
-        return self._work.hidden[first:last] + self._work.projected[first:last]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[n, vocab_size] in new tensors, for what is not worth room in the work space."""
-        normed = torch.empty_like(hidden)
-        self._ops.rms_norm(hidden, self.weights.norm, normed)
-        logits = torch.empty(len(hidden), self.spec.vocab_size, dtype=hidden.dtype, device=hidden.device)
-        self._product(normed, _held(self.weights.lm_head), logits)
-        return logits
+    def score(self, slot: ScoreSlot) -> None:
+        """After `mixed`: records for a chunk of its batch, as many positions at a time as there are rows for logits."""
+        work, first = self._work, slot.wanted.first
+        block = len(work.logits)
+        for at in range(0, len(slot.targets), block):
+            targets = slot.targets[at : at + block].to(work.logits.device, non_blocking=True)
+            here = slice(first + at, first + at + len(targets))
+            normed, logits = work.last_normed[: len(targets)], work.logits[: len(targets)]
+            self._ops.add_rms_norm(work.projected[here], work.hidden[here], self.weights.norm, normed)
+            self._product(normed, _held(self.weights.lm_head), logits)
+            records = make_records(logits, targets, slot.wanted.top)
+            slot.records[at : at + block].copy_(records, non_blocking=True)
 
     def _prepare_decode(self, batch: int) -> None:
         work = self._work

@@ -19,12 +19,12 @@ from llmos.kernels import row_table
 from llmos.services.executor.backend import StepOutput
 from llmos.services.executor.cuda.device import Device, Mark
 from llmos.services.executor.cuda.operations import MAX_TOP, Operations
-from llmos.services.executor.cuda.prompt_scoring import PromptScoring
 from llmos.services.executor.cuda.workspace import Workspace
+from llmos.services.executor.prompt_scores import Wanted, finish_scores
 from llmos.services.executor.rows import Ints
 
 if TYPE_CHECKING:
-    from llmos.protocol.messages import RowLogprobs, RowResult
+    from llmos.protocol.messages import RowLogprobs
 
 _ROW, _, _, _STATE = range(4)
 
@@ -47,10 +47,22 @@ class ResultSlot:
             target[:count].copy_(source[:count], non_blocking=True)
 
 
+class ScoreSlot:
+    """Pinned memory for the records of one chunk whose prompt is scored. Such a step allocates; it is never a steady one."""
+
+    def __init__(self, device: Device, wanted: Wanted, life: int) -> None:
+        self.wanted = wanted
+        self.life = life  # of the row
+        self.targets = device.pinned(len(wanted.targets), dtype=torch.int64)
+        self.targets.copy_(torch.from_numpy(wanted.targets))
+        self.records = device.pinned(len(wanted.targets), wanted.words, dtype=torch.int32)
+
+
 @dataclass(slots=True)
 class PendingStep:
     """A submitted step. `rows` sample, in the order of the batch, in these `lives` of theirs; `logprobs`: how many each wants, or -1.
-    `failed`: named, but known to have failed."""
+    `failed`: named, but known to have failed. `scores`: of prompts that asked for them. `refused`: their grammars can not be followed
+    here yet; a token that ignores one must not pass for one that fits."""
 
     slot: ResultSlot
     mark: Mark
@@ -58,27 +70,38 @@ class PendingStep:
     lives: Ints
     logprobs: Ints
     failed: list[int] = field(default_factory=list)
-    scoring: PromptScoring | None = None
+    scores: list[ScoreSlot] = field(default_factory=list)
+    refused: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def life_of(self, row: int) -> int:
         """Which life of a row it names; -1 if it does not."""
         found = np.flatnonzero(self.rows == row)
-        return int(self.lives[found[0]]) if found.size else -1
+        if found.size:
+            return int(self.lives[found[0]])
+        return next((slot.life for slot in self.scores if slot.wanted.row == row), -1)
 
-    def output(self, results: tuple[RowResult, ...] = ()) -> tuple[StepOutput, list[int]]:
-        """The result, and the rows that failed in this step. Only after the mark. `results`: of prompts that were scored."""
+    def output(self) -> tuple[StepOutput, list[int]]:
+        """The result, and the rows that failed in this step. Only after the mark."""
         count = len(self.rows)
         found: npt.NDArray[np.int32] = self.slot.results[:count].numpy()
         wrong = found[:, _STATE] == row_table.FAILED
         bad = found[wrong, _ROW].tolist() if wrong.any() else []
         sampled = (found[:, _ROW] >= 0) & ~wrong
-        if self.failed:
-            sampled &= ~np.isin(self.rows, self.failed)
+        if self.failed or self.refused.size:
+            sampled &= ~np.isin(found[:, _ROW], [*self.failed, *self.refused.tolist()])
         # Row, position and token are the first three columns, as on the wire.
         samples = (found if sampled.all() else found[sampled])[:, :_STATE].astype("<i4").tobytes()
+        scored = [slot for slot in self.scores if slot.wanted.row not in bad]
+        results: tuple[RowResult, ...] = ()
+        if scored:
+            results, worse = finish_scores([slot.wanted for slot in scored], [slot.records.numpy() for slot in scored])
+            bad += worse
         failures = [
             value for row in dict.fromkeys((*self.failed, *bad)) for value in (row, int(FinishReason.NUMERICAL_ERROR))
         ]
+        stuck = [row for row in self.refused.tolist() if row not in self.failed and row not in bad]
+        failures += [value for row in stuck for value in (row, int(FinishReason.GRAMMAR_FAILED))]
+        bad += stuck
         logprobs = self._logprobs(found, sampled) if (self.logprobs >= 0).any() else ()
         return StepOutput(samples, logprobs, np.array(failures, "<i4").tobytes(), results), bad
 
