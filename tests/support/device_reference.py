@@ -58,7 +58,7 @@ class DeviceWorld(World):
     ) -> None:
         super().__init__(num_pages, page_size, host_pages=host_pages, **options)
         rows, tokens = self.shape[2:4]
-        gib = host_pages * 3 * 2 * 2 * page_size * 12 * 4 / 2**30 + 1e-9
+        gib = host_pages * 3 * 2 * 2 * page_size * 16 * 4 / 2**30 + 1e-9
         self.backend = open_device(
             directory, num_pages=num_pages, page_size=page_size, max_rows=rows, step_tokens=tokens,
             host_cache_gib=gib if host_pages else 0.0,

@@ -24,7 +24,7 @@ from llmos.services.executor.prompt_scores import Wanted, finish_scores
 from llmos.services.executor.rows import Ints
 
 if TYPE_CHECKING:
-    from llmos.protocol.messages import RowLogprobs
+    from llmos.protocol.messages import RowLogprobs, RowResult
 
 _ROW, _, _, _STATE = range(4)
 
