@@ -92,7 +92,7 @@ def test_paths_are_relative_to_the_file(tmp_path):
         ("\n[microkernal]\nmax_rows = 1\n", "2: unknown table [microkernal]; did you mean 'microkernel'?"),
         (
             "max_rows = 1\n",
-            "1: unknown table [max_rows]; valid: daemon, microkernel, tokenizer, storage, gateway, models",
+            "1: unknown table [max_rows]; valid: daemon, microkernel, tokenizer, storage, gateway, http, models",
         ),
         ("[tokenizer]\nx = 1\n", "2: unknown key 'x' in [tokenizer]; valid: memory_mib"),
         ("[microkernel]\nmax_rows = 0\n", "2: microkernel.max_rows: 0 is outside 1 to 4096"),

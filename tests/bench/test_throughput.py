@@ -21,7 +21,7 @@ def test_summary_takes_medians_ratios_and_goals():
     rates = defaultdict(list, {("llmos", 1): [30.0, 10.0, 20.0], ("generate bfloat16", 1): [10.0, 16.0, 13.0]})
     rates["continuous bfloat16", 1] = [2.0]
     load = LoadResult(1, 8, 1.0, (0.5, 0.75), (0.125, 0.25))
-    bench = SimpleNamespace(rates=rates, loads={1: [load]})
+    bench = SimpleNamespace(rates=rates, loads={("llmos", 1): [load]})
     llmos, generate, continuous = summary(bench, 40.0)
     assert llmos["tokens_per_s"] == 20.0
     assert llmos["share_of_floor"] == 0.5
@@ -37,7 +37,7 @@ def test_the_whole_benchmark_on_a_tiny_model(tmp_path):
     model = random_model(tmp_path, Shape(hidden=32, layers=1, heads=2, kv_heads=1, ffn=48, vocab=64, context=64))
     out = tmp_path / "result.json"
     command = [sys.executable, str(BENCH / "throughput.py"), "--model", str(model), "--quick", "--threads", "1"]
-    command += ["--concurrency", "1", "8", "--baselines", "generate", "--out", str(out)]
+    command += ["--concurrency", "1", "8", "--baselines", "generate", "--prefill-tokens", "32", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_text())

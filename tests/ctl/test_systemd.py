@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
-from llmos.config import Config, DaemonConfig, GatewayConfig, ModelConfig, StorageConfig
+from llmos.config import Config, DaemonConfig, GatewayConfig, HttpConfig, ModelConfig, StorageConfig
 from llmos.ctl import systemd
 from llmos.ctl.unit import MARKER, Unit, quote
 from llmos.errors import InvalidRequest
@@ -74,7 +74,7 @@ def test_the_service_of_the_machine(llmosd):
         "ProtectSystem": "strict",
         "ProtectHome": "read-only",
         "PrivateTmp": "yes",
-        "RestrictAddressFamilies": "AF_UNIX AF_NETLINK",
+        "RestrictAddressFamilies": "AF_UNIX AF_NETLINK AF_INET AF_INET6",
         "SystemCallFilter": "@system-service",
         "DevicePolicy": "closed",
     }
@@ -240,8 +240,13 @@ def test_a_bad_configuration_is_found_before_anything_is_written(tmp_path):
 
 @pytest.mark.parametrize("user", [False, True])
 @pytest.mark.parametrize(
-    ("tcp", "families"), [("", "AF_UNIX AF_NETLINK"), ("[::]:5820", "AF_UNIX AF_NETLINK AF_INET AF_INET6")]
+    ("tcp", "http", "families"),
+    [
+        ("", False, "AF_UNIX AF_NETLINK"),
+        ("", True, "AF_UNIX AF_NETLINK AF_INET AF_INET6"),
+        ("[::]:5820", False, "AF_UNIX AF_NETLINK AF_INET AF_INET6"),
+    ],
 )
-def test_the_network_is_there_only_if_it_is_configured(llmosd, user, tcp, families):
-    config = dataclasses.replace(Config(), gateway=GatewayConfig(tcp=tcp))
+def test_the_network_is_there_only_if_it_is_configured(llmosd, user, tcp, http, families):
+    config = dataclasses.replace(Config(), gateway=GatewayConfig(tcp=tcp), http=HttpConfig(enabled=http))
     assert parse(make_unit(llmosd, config, user=user).render())["Service"]["RestrictAddressFamilies"] == [families]

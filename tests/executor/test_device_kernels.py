@@ -40,7 +40,7 @@ def test_chunks_and_decode_equal_generate(heads_of_64):
 
 def test_what_the_kernels_can_not_do_is_refused(heads_of_64):
     _, directory = saved_model("llama-tied")
-    with pytest.raises(ModelError, match="heads of 12"):
+    with pytest.raises(ModelError, match="heads of 16"):
         open_device(directory, page_size=16, max_rows=2, step_tokens=16)
     with pytest.raises(ModelError, match="page_size 8"):
         open_device(heads_of_64[1], page_size=8, max_rows=2, step_tokens=16)

@@ -173,7 +173,7 @@ def test_cache_too_small_for_a_page(tmp_path):
     with pytest.raises(ConfigError, match="kv_cache_gib: 1e-06 GiB holds no page"):
         load(copy_of(tmp_path), num_pages=0, kv_cache_gib=1e-6)
     pages = load(copy_of(tmp_path / "again"), num_pages=0, kv_cache_gib=0.001).capabilities.num_pages
-    assert pages == int(0.001 * 2**30) // (3 * 2 * 2 * 16 * 12 * 4), "layers, K and V, heads, page, head_dim, bytes"
+    assert pages == int(0.001 * 2**30) // (3 * 2 * 2 * 16 * 16 * 4), "layers, K and V, heads, page, head_dim, bytes"
 
 
 def test_cache_larger_than_memory(tmp_path):
@@ -186,7 +186,7 @@ def test_host_cache_too_small_for_a_page(tmp_path):
         load(copy_of(tmp_path), host_cache_gib=1e-6)
     assert caught.value.field == "host_cache_gib"
     capabilities = load(copy_of(tmp_path / "again"), host_cache_gib=0.001).capabilities
-    assert capabilities.host_pages == int(0.001 * 2**30) // (3 * 2 * 2 * 16 * 12 * 4)
+    assert capabilities.host_pages == int(0.001 * 2**30) // (3 * 2 * 2 * 16 * 16 * 4)
     assert 0.0 < capabilities.swap_us < 1e4
 
 
@@ -272,13 +272,13 @@ def test_missing_tensor(tmp_path):
 def test_wrong_shape(tmp_path):
     directory = copy_of(tmp_path)
     edit_weights(directory, model__norm__weight=torch.ones(47))
-    expected = "model.safetensors: tensor 'model.norm.weight' has shape [47], config.json asks for [48]"
+    expected = "model.safetensors: tensor 'model.norm.weight' has shape [47], config.json asks for [64]"
     assert refused(directory).endswith(expected)
 
 
 def test_integer_weights(tmp_path):
     directory = copy_of(tmp_path)
-    edit_weights(directory, model__norm__weight=torch.ones(48, dtype=torch.int8))
+    edit_weights(directory, model__norm__weight=torch.ones(64, dtype=torch.int8))
     assert "tensor 'model.norm.weight' has dtype I8; supported: F32" in refused(directory)
 
 

@@ -139,7 +139,7 @@ def test_cpu_executor_serves_a_model():
             ready = kernel.welcome(1)
             assert (ready.num_pages, ready.max_context, ready.vocab_size) == (9, 9 * 16, 160)
             assert (ready.dtype, ready.device) == ("float32", "cpu")
-            assert ready.host_pages == int(0.001 * 2**30) // (3 * 2 * 2 * 16 * 12 * 4)
+            assert ready.host_pages == int(0.001 * 2**30) // (3 * 2 * 2 * 16 * 16 * 4)
             assert ready.swap_us > 0
             kernel.send(plan(1, 1, [add(0, [1, 2, 3], logprobs=2)], [0, 0, 3, 1]))
             result = kernel.receive()

@@ -111,7 +111,7 @@ def test_writers_do_not_lose_each_others_keys(tmp_path):
 DAMAGES = {
     "not JSON": (lambda c: b"{", "truncated"),
     "nothing": (lambda c: b"", "truncated"),
-    "not UTF-8": (lambda c: b'{"format": 1, "keys": [{"id": "\xff"}]}', "utf-8"),
+    "not UTF-8": (lambda c: b'{"format": 1, "keys": [{"id": "\xff"}]}', "UTF-8"),
     "nested": (lambda c: b"[" * 100_000, "keys.json"),
     "another format": (lambda c: c.update(format=2), "format 2"),
     "unknown field": (lambda c: c["keys"][0].update(admin=True), "unknown field `admin`"),

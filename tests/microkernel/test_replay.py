@@ -83,7 +83,7 @@ def test_a_flipped_token_is_found():
     assert report.difference.effect == "SeqTokens to gateway"
     assert report.difference.call == (
         f"StepResult(generation=1, step={result.step}, samples=[({samples[0]}, {samples[1]}, {samples[2]})], logprobs=(), "
-        "failed=[], busy_us=10, idle_us=0) from executor.demo"
+        "failed=[], busy_us=10, idle_us=0, results=()) from executor.demo"
     )
     assert f", {samples[2]})]" in report.difference.replayed
     assert report.difference.recorded == "another message"
@@ -315,7 +315,7 @@ def test_other_files_are_refused():
 def test_messages_in_words():
     assert brief(m.StepResult(1, 2, pack_i32([0, 5, 7] * 6), (), b"", 10, 0)) == (
         "StepResult(generation=1, step=2, samples=[(0, 5, 7), (0, 5, 7), (0, 5, 7), (0, 5, 7), ... 6 in all], logprobs=(), "
-        "failed=[], busy_us=10, idle_us=0)"
+        "failed=[], busy_us=10, idle_us=0, results=())"
     )
     assert len(brief(m.PsGet(1, "x" * 1000))) == 200
     assert first_difference(m.PsGet(1), m.PsGet(1)) is None

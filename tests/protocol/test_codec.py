@@ -102,7 +102,7 @@ def test_every_message_travels_on_some_port() -> None:
         (plain((2, b"m")), "model", "got `bytes`"),
         (plain((5, [["user"]])), "messages[0].content", "missing"),
         (plain((5, [["user", "x"], ["user", 5]])), "messages[1].content", "Expected `str`, got `int`"),
-        (plain((5, [["user", "x", "y"]])), "messages[0]", "at most length 2, got 3"),
+        (plain((5, [["user", "x", "y"]])), "messages[0].tool_calls", "got `str`"),
         (plain((6, None)), "params", "Expected `array`"),
         (with_params(0, "hot"), "params.temperature", "Expected `float | null`, got `str`"),
         (with_params(7, [[1, "x"]]), "params.logit_bias[0][1]", "Expected `float`, got `str`"),

@@ -44,7 +44,7 @@ def test_check_accepts_a_good_configuration(tmp_path, capsys):
     path = make_model(tmp_path / "mine")
     config = make_config(tmp_path, '[[models]]\nname = "mine"\npath = "mine"\n')
     assert main(["--config", config, "--check"]) == 0
-    assert capsys.readouterr().out == f"{config}: valid\nmodel mine: {path}\n"
+    assert capsys.readouterr().out == f"{config}: valid\nmodel mine: {path}\nHTTP on 127.0.0.1:5822, for this machine\n"
 
 
 def test_check_reports_every_problem_of_the_file(tmp_path, capsys):
@@ -80,7 +80,9 @@ def test_a_network_port_needs_a_key(tmp_path, capsys):
     refused("has no server.key; make it: llmosctl keys server")
     make_server_key(state)
     assert main(["--config", config, "--check"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "network port 0.0.0.0:5820: 1 live keys"
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "network port 0.0.0.0:5820: 1 live keys", "HTTP on 127.0.0.1:5822, for this machine",
+    ]  # fmt: skip
     KeyFile(state).revoke(key.id)
     refused("has no live key")
     (state / "keys.json").write_text("{")

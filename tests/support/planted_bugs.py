@@ -95,7 +95,7 @@ BUGS = (
     Bug("residents.py", "missed deadlines are not counted", "self.counters.deadline_misses += 1", "pass"),
     Bug("residents.py", "running sequences are preempted without counting", "        seq.preemptions += 1\n        self.counters.preemptions += 1\n", ""),
     # ------------------------------------------------------------ intake.py
-    Bug("intake.py", "no page for the first token that it will generate", "residents.holdings.pages_for(len(seq.tokens) + seq.generating)", "residents.holdings.pages_for(len(seq.tokens))"),
+    Bug("intake.py", "no page for the first token that it will generate", "residents.holdings.pages_for(len(seq.tokens) + (seq.generating and not seq.silent))", "residents.holdings.pages_for(len(seq.tokens))"),
     Bug("intake.py", "cached pages that are shared count as free", "if not over_quota and need.taken + reserve <= residents.holdings.grantable(tenant):",
         "if not over_quota and need.fresh + reserve <= residents.holdings.grantable(tenant):"),
     Bug("intake.py", "admission ignores what runs already", "running = residents.working_set.reserve(residents.rows)", "running = 0"),
@@ -160,7 +160,7 @@ BUGS = (
     Bug("service_verbs.py", "storage is not told of new limits", "    if state.storage != NOBODY:\n        _store(state, name, limits)\n\n\ndef", "\n\ndef"),
     Bug("service_verbs.py", "stored limits overwrite newer ones", "state.tenant_limits = stored | state.tenant_limits", "state.tenant_limits = state.tenant_limits | stored"),
     # ------------------------------------------------------------ sequence.py, report.py, policy.py, lane.py
-    Bug("sequence.py", "a stop token counts one token too early", "if token in self.stop_ids and self.num_output > self.params.min_tokens:", "if token in self.stop_ids and self.num_output >= self.params.min_tokens:"),
+    Bug("sequence.py", "a stop token counts one token too early", "if token in self.stop_ids and self.num_output > self.params.least_output:", "if token in self.stop_ids and self.num_output >= self.params.least_output:"),
     Bug("sequence.py", "acknowledgements of the last turn count for the next", "self.reader, self.acked, self.end = reader, 0, None", "self.reader, self.end = reader, None"),
     Bug("sequence.py", "tokens of a turn that is over count for the next", "        self.num_void = self.num_pending\n", ""),
     Bug("sequence.py", "explain says preempted for swapped", "SeqState.SWAPPED: Cause.SWAPPED,", "SeqState.SWAPPED: Cause.PREEMPTED,"),
