@@ -107,7 +107,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.concurrency, arguments.repeats = [1, 8], 1
-        arguments.prompt_tokens, arguments.output_tokens, arguments.prefill_tokens = 16, 16, 64
+        arguments.prompt_tokens, arguments.output_tokens, arguments.prefill_tokens = 16, 16, 48
     return arguments
 
 

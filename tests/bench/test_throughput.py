@@ -37,7 +37,7 @@ def test_the_whole_benchmark_on_a_tiny_model(tmp_path):
     model = random_model(tmp_path, Shape(hidden=32, layers=1, heads=2, kv_heads=1, ffn=48, vocab=64, context=64))
     out = tmp_path / "result.json"
     command = [sys.executable, str(BENCH / "throughput.py"), "--model", str(model), "--quick", "--threads", "1"]
-    command += ["--concurrency", "1", "8", "--baselines", "generate", "--prefill-tokens", "32", "--out", str(out)]
+    command += ["--concurrency", "1", "8", "--baselines", "generate", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_text())
