@@ -34,7 +34,8 @@ def embed(
         found = client.embed(list(map(commands.read_text, texts)), model=model, truncate=truncate)
     if wants_json(context, as_json):
         write_json([_plain(each) for each in found])
-    for each in found if not wants_json(context, as_json) else ():
+        return
+    for each in found:
         more = " ..." if len(each) > _SHOWN else ""
         numbers = " ".join(f"{value:.4f}" for value in each.vector[:_SHOWN])
         sys.stdout.write(f"{len(each)} numbers, {each.usage.prompt_tokens} tokens: {numbers}{more}\n")
@@ -64,7 +65,8 @@ def classify(
         found = client.classify(list(map(commands.read_text, texts)), model=model, truncate=truncate)
     if wants_json(context, as_json):
         write_json(found)
-    for each in found if not wants_json(context, as_json) else ():
+        return
+    for each in found:
         sys.stdout.write("  ".join(f"{label} {score:.4f}" for label, score in _best_first(each)) + "\n")
 
 
@@ -90,5 +92,6 @@ def score(
     ranked = sorted(zip(found, given), key=lambda pair: -pair[0])
     if wants_json(context, as_json):
         write_json([{"text": text, "score": value} for value, text in ranked])
-    for value, text in ranked if not wants_json(context, as_json) else ():
+        return
+    for value, text in ranked:
         sys.stdout.write(f"{value:.4f}  {printable(text)}\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmos.errors import ConfigError, InvalidRequest
 from llmos.keys.keyfile import KeyFile
-from llmos.keys.private import problem_of, replace_private
+from llmos.keys.private import read_private, replace_private
 from llmos.keys.roles import Role
 from llmos.keys.secret import Secret
 
@@ -34,18 +34,11 @@ def make_admin_key(state_dir: Path) -> bool:
 def read_admin_key(state_dir: Path) -> Secret | None:
     """Its secret; None = there is no such file. Raises `ConfigError` if it is not to be trusted."""
     path = state_dir / FILE_NAME
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    content = read_private(path, _MAX_BYTES, "keys")
+    if content is None:
         return None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", field="keys") from None
-    with os.fdopen(fd, "rb") as file:
-        if (problem := problem_of(os.fstat(fd))) is not None:
-            raise ConfigError(f"{path}: {problem}", field="keys")
-        text = file.read(_MAX_BYTES).decode(errors="replace")
     try:
-        return Secret.parse(text)
+        return Secret.parse(content.decode(errors="replace"))
     except InvalidRequest as error:
         raise ConfigError(f"{path}: {error.message}", field="keys") from None
 

@@ -7,7 +7,6 @@ the next write would forget it.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import msgspec
 from msgspec import structs
 
 from llmos.errors import ConfigError, InvalidRequest, NotFound
-from llmos.keys.private import locked, problem_of, replace_private
+from llmos.keys.private import locked, read_private, replace_private
 from llmos.keys.roles import Role, role_of
 from llmos.keys.secret import Secret, is_public_key
 from llmos.protocol.checks import check_tenant
@@ -59,17 +58,8 @@ class KeyFile:
 
     def read(self) -> tuple[Key, ...]:
         """All keys in the order in which they were made; () if there is no file. Raises `ConfigError`."""
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            raise self._bad(error.strerror or str(error)) from None
-        with os.fdopen(fd, "rb") as file:
-            if (problem := problem_of(os.fstat(fd))) is not None:
-                raise self._bad(problem)
-            raw = file.read(_MAX_BYTES + 1)
-        return self._parse(raw)
+        raw = read_private(self.path, _MAX_BYTES + 1, "keys")
+        return () if raw is None else self._parse(raw)
 
     def add(self, name: str, tenant: str, role: Role) -> tuple[Key, Secret]:
         """Make a key. Its secret is given here and nowhere else."""

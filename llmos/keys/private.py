@@ -39,6 +39,21 @@ def problem_of(found: os.stat_result) -> str | None:
     return None
 
 
+def read_private(path: Path, most: int, field: str, *, distrust: str | None = None) -> bytes | None:
+    """The first `most` bytes of such a file; None = there is none. Raises `ConfigError` about `field` if it is not to be trusted;
+    `distrust`: in these words, whatever the problem is."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", field=field) from None
+    with os.fdopen(fd, "rb") as file:
+        if (problem := problem_of(os.fstat(fd))) is not None:
+            raise ConfigError(f"{path}: {distrust or problem}", field=field)
+        return file.read(most)
+
+
 def replace_private(path: Path, content: bytes) -> None:
     """Write a 0600 file in one step: after a crash there is the old one or the new one. Raises `ConfigError`."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")

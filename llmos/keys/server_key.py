@@ -5,14 +5,13 @@ A file of its own, as it is the one secret the daemon has, and as clients know i
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
 
 from llmos.errors import ConfigError
-from llmos.keys.private import locked, problem_of, replace_private
+from llmos.keys.private import locked, read_private, replace_private
 from llmos.keys.secret import is_public_key
 
 FILE_NAME = "server.key"
@@ -29,16 +28,11 @@ class ServerKey:
 def read_server_key(state_dir: Path) -> ServerKey | None:
     """None if there is none. Raises `ConfigError`."""
     path = state_dir / FILE_NAME
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    distrust = "it has to be a file of this user, with mode 600"
+    content = read_private(path, 100, "server_key", distrust=distrust)
+    if content is None:
         return None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", field="server_key") from None
-    with os.fdopen(fd, "rb") as file:
-        if problem_of(os.fstat(fd)) is not None:
-            raise ConfigError(f"{path}: it has to be a file of this user, with mode 600", field="server_key")
-        text = file.read(100).decode(errors="replace").strip()
+    text = content.decode(errors="replace").strip()
     if not is_public_key(text):  # both halves have the same form
         raise ConfigError(f"{path}: not a CURVE secret key", field="server_key")
     return ServerKey(zmq.curve_public(text.encode()).decode(), text.encode())
