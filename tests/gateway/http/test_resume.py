@@ -49,7 +49,8 @@ def test_a_worker_that_stops_takes_nothing_along(world: HttpWorld) -> None:
     had = []
     with world.http() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
         rid, block = int(answer.headers["llmos-rid"]), ""
-        for line in answer.iter_lines():
+        lines = answer.iter_lines()  # held: one that is let go of closes the connection, and who leaves cancels
+        for line in lines:
             block += f"{line}\n"
             if not line:
                 had += events(block)
