@@ -13,12 +13,6 @@ AS_TEXT = "system:be brief\nuser:hi\n"
 TALK = [{"role": "user", "content": "hi"}]
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[HttpWorld]:
-    with HttpWorld() as running:
-        yield running
-
-
 @pytest.fixture
 def client(world: HttpWorld) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=world.url, api_key=world.admin.text, max_retries=0) as made:

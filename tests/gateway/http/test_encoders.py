@@ -27,12 +27,6 @@ def world() -> Iterator[HttpWorld]:
         yield running
 
 
-@pytest.fixture
-def client(world: HttpWorld) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{world.url}/v1", api_key=world.admin.text, max_retries=0) as made:
-        yield made
-
-
 def post(world: HttpWorld, path: str, **body: Any) -> httpx.Response:
     with world.http() as http:
         return http.post(path, json=body, headers={"authorization": f"Bearer {world.admin.text}"})

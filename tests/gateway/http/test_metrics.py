@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from http_world import HttpWorld
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -17,12 +15,6 @@ from llmos.protocol import messages as m
 from llmos.services.gateway.http import metrics
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[HttpWorld]:
-    with HttpWorld() as running:
-        yield running
 
 
 def scrape(world: HttpWorld) -> dict:

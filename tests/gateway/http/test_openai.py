@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import openai
 import pytest
@@ -12,18 +11,6 @@ from loop_thread import wait_until
 
 CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
 AS_TEXT = "system:be brief\nuser:hi\n"  # what the fake template makes of it
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[HttpWorld]:
-    with HttpWorld() as running:
-        yield running
-
-
-@pytest.fixture
-def client(world: HttpWorld) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{world.url}/v1", api_key=world.admin.text, max_retries=0) as made:
-        yield made
 
 
 def echo(prompt: str, count: int) -> str:

@@ -20,12 +20,6 @@ RESPONSE = {"input": "hi", "max_output_tokens": 2}
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[HttpWorld]:
-    with HttpWorld() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def client(world: HttpWorld) -> Iterator[httpx.Client]:
     with world.http() as made:
         yield made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,12 +13,6 @@ from loop_thread import wait_until
 from llmos.codes import FinishReason
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "stream": True, "stream_options": {"include_usage": True}}
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[HttpWorld]:
-    with HttpWorld() as running:
-        yield running
 
 
 def read(client: httpx.Client, body: dict[str, Any], last: str = "") -> list[tuple[str, str]]:

@@ -41,12 +41,6 @@ def world() -> Iterator[HttpWorld]:
         yield running
 
 
-@pytest.fixture
-def client(world: HttpWorld) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{world.url}/v1", api_key=world.admin.text, max_retries=0) as made:
-        yield made
-
-
 def test_calls_in_one_piece(client: openai.OpenAI) -> None:
     choice = client.chat.completions.create(**ASKED).choices[0]
     assert choice.finish_reason == "tool_calls"
